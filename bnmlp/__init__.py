@@ -1,0 +1,43 @@
+"""Signal propagation in deep batch-normalised networks: the package under the book."""
+
+from bnmlp import theory
+from bnmlp.activations import ACTIVATIONS, gain_schedule
+from bnmlp.data import (
+    Dataset,
+    available_datasets,
+    degenerate_batch,
+    load_dataset,
+    perturbed_identity,
+)
+from bnmlp.gradients import explosion_rate, gradient_norms
+from bnmlp.initialization import haar_orthogonal, xavier_normal
+from bnmlp.isometry import isometry_gap, numerical_rank, orthogonality_gap
+from bnmlp.model import BNMLP
+from bnmlp.normalization import batch_norm, layer_norm
+from bnmlp.settings import at_scale, default_device, scale
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACTIVATIONS",
+    "BNMLP",
+    "Dataset",
+    "at_scale",
+    "available_datasets",
+    "batch_norm",
+    "default_device",
+    "degenerate_batch",
+    "explosion_rate",
+    "gain_schedule",
+    "gradient_norms",
+    "haar_orthogonal",
+    "isometry_gap",
+    "layer_norm",
+    "load_dataset",
+    "numerical_rank",
+    "orthogonality_gap",
+    "perturbed_identity",
+    "scale",
+    "theory",
+    "xavier_normal",
+]

@@ -1,0 +1,37 @@
+"""Activations of the paper and its code, and the gain that shapes them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = {
+    "identity": lambda x: x,
+    "tanh": torch.tanh,
+    "sin": torch.sin,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "selu": F.selu,
+}
+
+
+def gain_schedule(depth: int, gain: float = 1.0, exponent: float = 0.0) -> Tensor:
+    r"""Gains :math:`\alpha_\ell = \alpha\,\ell^{-e}` of layers :math:`\ell = 1, \dots, L`.
+
+    Args:
+        depth: Number of layers, :math:`L`.
+        gain: :math:`\alpha`, the gain of the first layer.
+        exponent: :math:`e`; zero gives every layer the same gain.
+
+    Returns:
+        Gains, float64. Shape ``(depth,)``.
+
+    Raises:
+        ValueError: If ``gain`` is not positive or ``exponent`` is not finite.
+    """
+    if not (gain > 0 and math.isfinite(gain)):
+        raise ValueError(f"gain must be a finite number > 0, got {gain}")
+    if not math.isfinite(exponent):
+        raise ValueError(f"gain_exponent must be finite, got {exponent}")
+    return gain * torch.arange(1, depth + 1, dtype=torch.float64) ** -exponent

@@ -1,0 +1,141 @@
+"""Random weight matrices: Haar-distributed orthogonal, and Gaussian with Xavier's variance."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def haar_orthogonal(
+    *batch: int,
+    d: int | None = None,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Independent orthogonal matrices, uniform on the orthogonal group (Haar measure).
+
+    The Householder vectors of the QR factorisation of a Gaussian matrix are independent
+    Gaussians of decreasing length, so they are drawn directly and multiplied out; the sign of
+    each column is the one that makes the distribution exactly Haar (Stewart 1980).
+
+    Args:
+        *batch: Leading shape. If ``d`` is not named, the last entry is ``d``.
+        d: Size of each matrix.
+        generator: Source of randomness.
+        dtype: Floating point type, PyTorch's default if omitted.
+        device: Where the result lives.
+
+    Returns:
+        Orthogonal matrices. Shape ``(*batch, d, d)``.
+
+    Raises:
+        ValueError: If ``d`` or an entry of ``batch`` is missing or not a positive integer.
+    """
+    if d is None:
+        if not batch:
+            raise ValueError("haar_orthogonal: give the size, as in haar_orthogonal(d=100)")
+        *batch, d = batch
+    for size in (*batch, d):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"haar_orthogonal: sizes must be positive integers, got {size!r}")
+    dtype = dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        raise ValueError(f"haar_orthogonal: dtype must be floating point, got {dtype}")
+    return haar_frames(
+        torch.randn(*batch, d, d, generator=generator, dtype=dtype, device=device)
+    )
+
+
+def haar_frames(normal: Tensor) -> Tensor:
+    """Turn standard normal matrices into uniformly distributed orthonormal frames.
+
+    A tall matrix gets orthonormal columns, a wide one orthonormal rows, a square one both.
+    Column :math:`k` of the input supplies the :math:`k`-th Householder vector, entries below
+    the diagonal and the diagonal itself; the rest is not used.
+
+    Args:
+        normal: Independent standard normal entries. Shape ``(..., rows, columns)``.
+
+    Returns:
+        Semi-orthogonal matrices. Shape ``(..., rows, columns)``.
+    """
+    if normal.shape[-2] < normal.shape[-1]:
+        return haar_frames(normal.mT.contiguous()).mT.contiguous()
+    x = normal.tril()
+    alpha = x.diagonal(dim1=-2, dim2=-1)  # (..., columns), first entry of each vector
+    norm = torch.linalg.vector_norm(x, dim=-2)  # (..., columns)
+    sign = torch.where(alpha < 0, -1.0, 1.0).to(x.dtype)
+    # The reflection sends the vector to -sign * norm * e_1; v = x / (alpha + sign * norm).
+    tau = 1 + alpha.abs() / norm
+    v = x / (alpha + sign * norm).unsqueeze(-2)
+    q = torch.linalg.householder_product(v, tau)
+    return q * -sign.unsqueeze(-2)
+
+
+def xavier_normal(normal: Tensor, gain: float = 1.0) -> Tensor:
+    """Scale standard normal matrices to Xavier's variance, 2 / (fan-in + fan-out).
+
+    Args:
+        normal: Independent standard normal entries. Shape ``(..., rows, columns)``.
+        gain: Factor on the standard deviation.
+
+    Returns:
+        Gaussian matrices. Shape ``(..., rows, columns)``.
+    """
+    return normal * (gain * math.sqrt(2 / (normal.shape[-1] + normal.shape[-2])))
+
+
+INITIALIZATIONS = {
+    "orthogonal": lambda normal, gain: haar_frames(normal) * gain,
+    "gaussian": xavier_normal,
+}
+
+
+def initial_weights(
+    init: str,
+    layers: range,
+    replicas: range,
+    rows: int,
+    columns: int,
+    *,
+    seed: int,
+    gain: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Weights of some layers of some replicas, each a function of (seed, replica, layer) alone.
+
+    PyTorch's CPU generator uses only the low 32 bits of its seed. The seeds of the layers of
+    one replica are therefore consecutive, so that no two of them coincide.
+
+    Args:
+        init: ``"orthogonal"`` or ``"gaussian"``.
+        layers: Layer numbers, from 0.
+        replicas: Replica numbers, from 0.
+        rows: Fan-out.
+        columns: Fan-in.
+        seed: Seed of the whole model.
+        gain: Factor on the weights.
+        dtype: Type of the result; the normal numbers are always drawn in float32, so float32
+            and float64 models of one seed have the same weights up to rounding.
+
+    Returns:
+        Weights on the CPU. Shape ``(len(layers), len(replicas), rows, columns)``.
+    """
+    offsets = [int(np.random.SeedSequence((seed, r)).generate_state(1)[0]) for r in replicas]
+    out = torch.empty(len(layers), len(replicas), rows, columns, dtype=dtype)
+
+    def fill(i: int) -> None:
+        generator = torch.Generator()
+        normal = torch.empty(len(replicas), rows, columns)
+        for matrix, offset in zip(normal, offsets, strict=True):
+            generator.manual_seed((offset + layers[i]) % 2**32)
+            matrix.normal_(generator=generator)
+        out[i] = INITIALIZATIONS[init](normal.to(dtype), gain)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for future in [pool.submit(fill, i) for i in range(len(layers))]:
+            future.result()
+    return out

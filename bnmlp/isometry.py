@@ -1,0 +1,96 @@
+"""How far a representation is from an isometry: gaps and rank, from float64 singular values."""
+
+import torch
+from torch import Tensor
+
+
+def isometry_gap(x: Tensor) -> Tensor:
+    """Log-ratio of arithmetic to geometric mean of the squared singular values of ``x``.
+
+    Zero exactly when the rows of ``x`` are orthogonal and equally long, infinite when they are
+    linearly dependent, unchanged by rescaling and rotation. Defined in :eq:`isometry-gap`.
+
+    Singular values of ``x`` itself are used, never of its Gram matrix, which would square the
+    condition number. The entries are taken as exact, whatever their type.
+
+    Args:
+        x: Representations, one row per feature. Shape ``(..., d, n)``.
+
+    Returns:
+        Gap in nats, float64. Shape ``(...)``.
+
+    Raises:
+        ValueError: If ``x`` has fewer than two axes, or holds a value that is not finite.
+    """
+    s = _singular_values(x, "isometry_gap")
+    d = x.shape[-2]
+    energy = s.square()
+    r = d * energy / energy.sum(-1, keepdim=True) - 1  # mean zero, so log may drop its linear part
+    gap = (r - torch.log1p(r)).mean(-1)
+    return torch.where(_rank(s, x) < d, torch.inf, gap.clamp(min=0))
+
+
+def orthogonality_gap(x: Tensor) -> Tensor:
+    r"""Distance of the normalised Gram matrix of the rows of ``x`` from the identity's.
+
+    :math:`\lVert XX^\top/\lVert X\rVert_F^2 - I_d/d\rVert_F`: zero exactly when the rows are
+    orthogonal and equally long; finite also where the isometry gap is infinite.
+
+    Args:
+        x: Representations, one row per feature. Shape ``(..., d, n)``.
+
+    Returns:
+        Gap, between 0 and 1, float64. Shape ``(...)``.
+
+    Raises:
+        ValueError: If ``x`` has fewer than two axes, is zero, or holds a value that is not finite.
+    """
+    s = _singular_values(x, "orthogonality_gap")
+    d = x.shape[-2]
+    total = s.square().sum(-1, keepdim=True)
+    if (total == 0).any():
+        raise ValueError("orthogonality_gap: undefined for a matrix of zeros")
+    share = s.square() / total  # (..., min(d, n)); the other d - n shares are zero
+    missing = d - s.shape[-1]
+    return ((share - 1 / d).square().sum(-1) + missing / d**2).sqrt()
+
+
+def numerical_rank(x: Tensor) -> Tensor:
+    r"""Number of singular values above :math:`\max(d, n)\,\varepsilon\, s_1` in float64.
+
+    The entries are taken as exact, so float32 input is not blurred to float32's resolution.
+
+    Args:
+        x: Representations, one row per feature. Shape ``(..., d, n)``.
+
+    Returns:
+        Rank, int64. Shape ``(...)``.
+
+    Raises:
+        ValueError: If ``x`` has fewer than two axes, or holds a value that is not finite.
+    """
+    return _rank(_singular_values(x, "numerical_rank"), x)
+
+
+def _singular_values(x: Tensor, name: str) -> Tensor:
+    if x.ndim < 2 or x.shape[-1] == 0 or x.shape[-2] == 0:
+        raise ValueError(
+            f"{name}: expected non-empty representations of shape (..., d, n), got "
+            f"{tuple(x.shape)}; put features on the rows and samples on the columns"
+        )
+    if x.is_complex():
+        raise ValueError(f"{name}: expected real values, got {x.dtype}")
+    x = x.detach().to("cpu" if x.device.type == "mps" else x.device, torch.float64)
+    if not x.isfinite().all():
+        raise ValueError(
+            f"{name}: {int((~x.isfinite()).sum())} of {x.numel()} values are not finite; "
+            "look for the first layer that overflows, or compute in float64"
+        )
+    # Scaling by the largest entry keeps the squares away from over- and underflow.
+    peak = x.abs().amax((-2, -1), keepdim=True)
+    return torch.linalg.svdvals(x / torch.where(peak > 0, peak, 1))
+
+
+def _rank(s: Tensor, x: Tensor) -> Tensor:
+    tolerance = max(x.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
+    return (s > tolerance).sum(-1)

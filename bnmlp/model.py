@@ -1,0 +1,290 @@
+"""The network of the book: R independent deep MLPs with batch normalisation, run as one batch."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bnmlp.activations import ACTIVATIONS, gain_schedule
+from bnmlp.initialization import INITIALIZATIONS, initial_weights
+from bnmlp.normalization import batch_norm, layer_norm
+
+NORMS = ("batch", "layer", "none")
+ORDERS = ("norm_act", "act_norm")
+
+
+class BNMLP(nn.Module):
+    r"""A stack of ``replicas`` independent MLPs of equal shape.
+
+    Layer :math:`\ell = 1..L` maps a representation :math:`X` with one row per feature and one
+    column per sample to :math:`\sigma(\alpha_\ell\,\mathrm{BN}(W_\ell X))`, see :eq:`layer`; a
+    linear map to the logits follows. Weights of replica r depend on ``(seed, r)`` only, not on
+    how many replicas, layers or which device there are.
+
+    Like PyTorch's batch normalisation, the model normalises with the statistics of the batch and
+    updates running averages when called in training mode, and uses the averages after
+    ``.eval()``. Measurements (:meth:`representations`, :func:`bnmlp.gradient_norms`) follow the
+    mode but never update the averages.
+
+    Args:
+        in_features: Size of a sample.
+        width: :math:`d`, features of each layer.
+        depth: :math:`L`, number of normalised layers, the one that reads the input included.
+        out_features: Number of logits.
+        activation: One of ``bnmlp.ACTIVATIONS``.
+        gain: Factor :math:`\alpha` on the activation's input.
+        gain_exponent: :math:`e` in :math:`\alpha_\ell = \alpha\,\ell^{-e}`.
+        norm: ``"batch"``, ``"layer"`` or ``"none"``.
+        center: Subtract the mean before scaling.
+        unit_norm: Scale to norm 1 (the paper's equation 4) instead of unit mean square.
+        affine: Learn a scale and a shift after the normalisation.
+        bias: Learn a bias in each linear map.
+        eps: See :func:`bnmlp.batch_norm`.
+        order: ``"norm_act"`` or ``"act_norm"``.
+        init: ``"orthogonal"`` (Haar) or ``"gaussian"`` (Xavier normal).
+        init_gain: Factor on the initial weights, whatever ``init`` is.
+        replicas: :math:`R`, number of networks.
+        seed: Seed of the weights.
+        dtype: Floating point type of the parameters.
+        device: Where the parameters live.
+
+    Attributes:
+        input_weight: Shape ``(R, width, in_features)``.
+        hidden_weight: Shape ``(depth - 1, R, width, width)``.
+        output_weight: Shape ``(R, out_features, width)``.
+        layer_bias: Shape ``(depth, R, width)``, initially zero; None without ``bias``.
+        output_bias: Shape ``(R, out_features)``, initially zero; None without ``bias``.
+        norm_weight: Shape ``(depth, R, width)``, initially one; None without ``affine``.
+        norm_bias: Shape ``(depth, R, width)``, initially zero; None without ``affine``.
+        running_mean: Running mean of what is normalised, zero without ``center``.
+            Shape ``(depth, R, width)``; None unless ``norm`` is ``"batch"``.
+        running_var: Running variance (unbiased if centred), or squared norm of a row with
+            ``unit_norm``. Shape ``(depth, R, width)``; None unless ``norm`` is ``"batch"``.
+        momentum: Weight of the newest batch in the running averages, 0.1 as in PyTorch.
+
+    Raises:
+        ValueError: If a size is not a positive integer or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        width: int,
+        depth: int,
+        out_features: int,
+        *,
+        activation: str = "identity",
+        gain: float = 1.0,
+        gain_exponent: float = 0.0,
+        norm: str = "batch",
+        center: bool = True,
+        unit_norm: bool = False,
+        affine: bool = False,
+        bias: bool = False,
+        eps: float = 1e-5,
+        order: str = "norm_act",
+        init: str = "orthogonal",
+        init_gain: float = 1.0,
+        replicas: int = 1,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(
+            in_features=in_features,
+            width=width,
+            depth=depth,
+            out_features=out_features,
+            replicas=replicas,
+        )
+        _check_name("activation", activation, ACTIVATIONS)
+        _check_name("norm", norm, NORMS)
+        _check_name("order", order, ORDERS)
+        _check_name("init", init, INITIALIZATIONS)
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be floating point, got {dtype}")
+        if not init_gain > 0:
+            raise ValueError(f"init_gain must be > 0, got {init_gain}")
+
+        self.in_features, self.width, self.depth = in_features, width, depth
+        self.out_features, self.replicas, self.seed = out_features, replicas, seed
+        self.activation, self.gain, self.gain_exponent = activation, gain, gain_exponent
+        self.norm, self.center, self.unit_norm, self.eps = norm, center, unit_norm, eps
+        self.affine, self.order, self.init, self.init_gain = affine, order, init, init_gain
+        self.momentum = 0.1
+        self.gains = gain_schedule(depth, gain, gain_exponent).tolist()
+
+        def weights(layers: range, rows: int, columns: int) -> nn.Parameter:
+            drawn = initial_weights(
+                init, layers, range(replicas), rows, columns, seed=seed, gain=init_gain, dtype=dtype
+            )
+            return nn.Parameter(drawn.to(device))
+
+        # Layer numbers of the seeds: 0 input, 1 output, 2.. hidden, so a deeper network of the
+        # same seed starts with the same layers.
+        self.input_weight = nn.Parameter(weights(range(1), width, in_features)[0].detach())
+        self.hidden_weight = weights(range(2, depth + 1), width, width)
+        self.output_weight = nn.Parameter(weights(range(1, 2), out_features, width)[0].detach())
+
+        like = {"dtype": dtype, "device": device}
+        per_feature = (depth, replicas, width)
+        self.layer_bias = nn.Parameter(torch.zeros(per_feature, **like)) if bias else None
+        self.output_bias = (
+            nn.Parameter(torch.zeros(replicas, out_features, **like)) if bias else None
+        )
+        self.norm_weight = nn.Parameter(torch.ones(per_feature, **like)) if affine else None
+        self.norm_bias = nn.Parameter(torch.zeros(per_feature, **like)) if affine else None
+        has_averages = norm == "batch"
+        self.register_buffer(
+            "running_mean", torch.zeros(per_feature, **like) if has_averages else None
+        )
+        self.register_buffer(
+            "running_var", torch.ones(per_feature, **like) if has_averages else None
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes and choices shown by ``print(model)``."""
+        return (
+            f"{self.in_features} -> {self.depth} x {self.width} -> {self.out_features}, "
+            f"replicas={self.replicas}, activation={self.activation}, norm={self.norm}, "
+            f"center={self.center}, unit_norm={self.unit_norm}, order={self.order}, "
+            f"init={self.init}, gain={self.gain}, gain_exponent={self.gain_exponent}, "
+            f"seed={self.seed}"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of every replica; in training mode the running averages are updated.
+
+        Args:
+            x: Samples, shared by the replicas or one batch each. Shape ``(n, in_features)`` or
+                ``(R, n, in_features)``.
+
+        Returns:
+            Logits. Shape ``(R, n, out_features)``.
+
+        Raises:
+            ValueError: If ``x`` has another shape or type, or is a single sample that batch
+                normalisation would centre.
+        """
+        return self.logits(x, update_averages=self.training)
+
+    def logits(self, x: Tensor, *, update_averages: bool = False) -> Tensor:
+        """Logits as :meth:`forward`, leaving the running averages alone unless asked.
+
+        Args:
+            x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+            update_averages: Update the running averages with this batch.
+
+        Returns:
+            Logits. Shape ``(R, n, out_features)``.
+        """
+        for *_, h in self._layers(x, update_averages):
+            pass
+        z = self.output_weight @ h  # (R, out, n)
+        if self.output_bias is not None:
+            z = z + self.output_bias.unsqueeze(-1)
+        return z.mT
+
+    @torch.no_grad()
+    def representations(self, x: Tensor) -> dict[str, Tensor]:
+        """Every layer's representations of ``x``.
+
+        Args:
+            x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+
+        Returns:
+            ``"linear"``, after the weights; ``"norm"``, after the normalisation;
+            ``"activation"``, after the activation. Each of shape ``(depth, R, width, n)``.
+        """
+        names = ("linear", "norm", "activation")
+        if self.order == "act_norm":
+            names = ("linear", "activation", "norm")
+        n = x.shape[-2] if x.ndim > 1 else 0
+        like = {"dtype": self.input_weight.dtype, "device": self.input_weight.device}
+        out = {k: torch.empty(self.depth, self.replicas, self.width, n, **like) for k in names}
+        for i, stages in enumerate(self._layers(x)):
+            for name, stage in zip(names, stages, strict=True):
+                out[name][i] = stage
+        return out
+
+    def _layers(self, x: Tensor, update: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The three stages of each layer, in the order they are computed."""
+        self._check_input(x)
+        h = x.mT  # (in, n) or (R, in, n)
+        activation = ACTIVATIONS[self.activation]
+        for i, weight in enumerate((self.input_weight, *self.hidden_weight.unbind(0))):
+            z = weight @ h  # (R, width, n)
+            if self.layer_bias is not None:
+                z = z + self.layer_bias[i].unsqueeze(-1)
+            if self.order == "norm_act":
+                middle = self._normalize(i, z, update)
+                h = activation(middle * self.gains[i] if self.gains[i] != 1 else middle)
+            else:
+                middle = activation(z * self.gains[i] if self.gains[i] != 1 else z)
+                h = self._normalize(i, middle, update)
+            yield z, middle, h
+
+    def _normalize(self, i: int, z: Tensor, update: bool) -> Tensor:
+        options = {"center": self.center, "unit": self.unit_norm, "eps": self.eps}
+        if self.norm == "none":
+            return z
+        if self.norm == "layer":
+            z = layer_norm(z, **options)
+        elif self.training:
+            if update:
+                self._update_averages(i, z.detach())
+            z = batch_norm(z, **options)
+        else:
+            scale = torch.rsqrt(self.running_var[i] + self.eps).unsqueeze(-1)
+            z = (z - self.running_mean[i].unsqueeze(-1)) * scale
+        if self.norm_weight is not None:
+            z = z * self.norm_weight[i].unsqueeze(-1) + self.norm_bias[i].unsqueeze(-1)
+        return z
+
+    @torch.no_grad()
+    def _update_averages(self, i: int, z: Tensor) -> None:
+        n = z.shape[-1]
+        if self.center:
+            var, mean = torch.var_mean(z, -1, correction=0 if self.unit_norm else 1)
+            self.running_mean[i].lerp_(mean, self.momentum)
+        else:
+            var = z.square().mean(-1)
+        self.running_var[i].lerp_(var * n if self.unit_norm else var, self.momentum)
+
+    def _check_input(self, x: Tensor) -> None:
+        expected = f"(n, {self.in_features}) or ({self.replicas}, n, {self.in_features})"
+        fits = (
+            x.ndim in (2, 3)
+            and x.shape[-1] == self.in_features
+            and x.shape[-2] > 0
+            and (x.ndim == 2 or x.shape[0] == self.replicas)
+        )
+        if not fits:
+            raise ValueError(
+                f"BNMLP: expected samples of shape {expected}, got {tuple(x.shape)}; "
+                "samples are rows here, flatten images first"
+            )
+        weight = self.input_weight
+        if x.dtype != weight.dtype:
+            raise ValueError(
+                f"BNMLP: samples are {x.dtype}, weights {weight.dtype}; call x.to({weight.dtype}) "
+                "or build the model with dtype=x.dtype"
+            )
+        if x.device != weight.device:
+            raise ValueError(
+                f"BNMLP: samples are on {x.device}, weights on {weight.device}; move one of them"
+            )
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a positive integer, got {size!r}")
+
+
+def _check_name(what: str, name: str, known: object) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}; use one of {', '.join(known)}")

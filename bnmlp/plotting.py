@@ -1,0 +1,91 @@
+"""How the book's figures look: one style, one colour for each thing on every page."""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+# Readable on white and on dark pages alike.
+NEUTRAL = "#767676"
+BLUE, ORANGE, GREEN, PINK = "#0b84c6", "#d55e00", "#009e73", "#b867a0"
+COLOURS = {
+    "orthogonal": BLUE,
+    "gaussian": ORANGE,
+    "identity": BLUE,
+    "tanh": GREEN,
+    "sin": PINK,
+    "theory": NEUTRAL,
+}
+
+
+def use_book_style() -> None:
+    """Draw transparent SVG figures whose text and lines read on light and dark pages."""
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    set_matplotlib_formats("svg", metadata={"Date": None})
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (6, 3.6),
+            "figure.facecolor": "none",
+            "figure.constrained_layout.use": True,
+            "savefig.transparent": True,
+            "axes.facecolor": "none",
+            "axes.edgecolor": NEUTRAL,
+            "axes.labelcolor": NEUTRAL,
+            "axes.titlecolor": NEUTRAL,
+            "axes.titlesize": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": mpl.cycler(
+                color=[BLUE, ORANGE, GREEN, PINK], linestyle=["-", "--", "-.", ":"]
+            ),
+            "font.size": 11,
+            "legend.fontsize": 11,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "svg.hashsalt": "bnmlp",
+            "text.color": NEUTRAL,
+            "xtick.color": NEUTRAL,
+            "ytick.color": NEUTRAL,
+            "xtick.labelsize": 11,
+            "ytick.labelsize": 11,
+        }
+    )
+
+
+def curve(
+    ax: Axes, x: np.ndarray | Tensor, runs: np.ndarray | Tensor, label: str, **style: object
+) -> Line2D:
+    """Median over networks, with every network drawn faintly behind it.
+
+    Args:
+        ax: Where to draw.
+        x: Abscissa. Shape ``(points,)``.
+        runs: One column per network. Shape ``(points, R)``.
+        label: Name in the legend.
+        **style: Passed to ``plot``.
+
+    Returns:
+        The line of the medians.
+    """
+    x, runs = np.asarray(x), np.asarray(runs)
+    (line,) = ax.plot(x, np.median(runs, 1), label=label, **style)
+    ax.plot(
+        x, runs, color=line.get_color(), alpha=0.25, linewidth=0.7, linestyle="-", rasterized=True
+    )
+    return line
+
+
+def new_figure(columns: int = 1, **options: object) -> tuple[plt.Figure, Axes]:
+    """A figure of the book's width with ``columns`` panels side by side.
+
+    Args:
+        columns: Number of panels.
+        **options: Passed to ``matplotlib.pyplot.subplots``.
+
+    Returns:
+        Figure and axes, as ``matplotlib.pyplot.subplots``.
+    """
+    return plt.subplots(1, columns, **options)

@@ -1,0 +1,64 @@
+"""What the environment decides: the scale of experiments, the device, where datasets live."""
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+SCALES = ("smoke", "laptop", "paper")
+T = TypeVar("T")
+
+
+def scale() -> str:
+    """Size of the book's experiments, from ``BNMLP_SCALE``: smoke, laptop (default) or paper.
+
+    Raises:
+        ValueError: If the variable holds anything else.
+    """
+    name = os.environ.get("BNMLP_SCALE") or "laptop"
+    if name not in SCALES:
+        raise ValueError(f"BNMLP_SCALE is {name!r}; set it to one of {', '.join(SCALES)}")
+    return name
+
+
+def at_scale(*, smoke: T, laptop: T, paper: T) -> T:
+    """The value for the current scale: ``depth = at_scale(smoke=20, laptop=1000, paper=1000)``.
+
+    Args:
+        smoke: Value that runs every code path in seconds.
+        laptop: Value that shows the phenomenon on two CPU cores in minutes.
+        paper: Value of the source that is reproduced.
+
+    Returns:
+        One of the three.
+    """
+    return {"smoke": smoke, "laptop": laptop, "paper": paper}[scale()]
+
+
+def default_device() -> torch.device:
+    """Device of the book's experiments, from ``BNMLP_DEVICE``: auto (default), cpu, cuda, mps.
+
+    Raises:
+        ValueError: If the variable holds anything else.
+        RuntimeError: If the device asked for is not on this machine.
+    """
+    name = os.environ.get("BNMLP_DEVICE") or "auto"
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        # Singular values in float64 need a CPU beside MPS, so MPS is used only when asked for.
+        return torch.device("cuda" if present["cuda"] else "cpu")
+    if name not in present:
+        raise ValueError(f"BNMLP_DEVICE is {name!r}; set it to auto, cpu, cuda or mps")
+    if not present[name]:
+        raise RuntimeError(f"BNMLP_DEVICE is {name}, but PyTorch finds none here; set it to auto")
+    return torch.device(name)
+
+
+def data_root(root: str | os.PathLike | None = None) -> Path:
+    """Folder of the datasets: ``root``, else ``BNMLP_DATA``, else ``~/.cache/bnmlp``."""
+    return Path(root or os.environ.get("BNMLP_DATA") or "~/.cache/bnmlp").expanduser()

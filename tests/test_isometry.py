@@ -1,0 +1,143 @@
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mpmath import mp, mpf
+
+from bnmlp import (
+    batch_norm,
+    degenerate_batch,
+    haar_orthogonal,
+    isometry_gap,
+    numerical_rank,
+    orthogonality_gap,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def with_spectrum(s, n):
+    """A (d, n) matrix with singular values ``s``."""
+    s = torch.as_tensor(s, dtype=torch.float64)
+    d = len(s)
+    left, right = haar_orthogonal(d=d), haar_orthogonal(d=n)
+    return left @ torch.diag(s) @ right[:d]
+
+
+def exact_gap(s):
+    """The definition in fifty digits."""
+    mp.dps = 50
+    energy = [mpf(Fraction(v).numerator) / Fraction(v).denominator for v in s]
+    energy = [e * e for e in energy]
+    mean = sum(energy) / len(energy)
+    return float(mp.log(mean) - sum(mp.log(e) for e in energy) / len(energy))
+
+
+@pytest.mark.parametrize("d", [2, 5, 40])
+@pytest.mark.parametrize("condition", [1 + 1e-6, 1.5, 1e2, 1e5, 1e8])
+def test_equals_its_definition_to_nine_digits(d, condition):
+    s = torch.logspace(0, -math.log10(condition), d)
+    x = with_spectrum(s, d + 3)
+    expected = exact_gap(s.tolist())
+    # The input itself carries the rounding of its construction: exact spectra on the diagonal too.
+    assert isometry_gap(torch.diag(s)).item() == pytest.approx(expected, rel=1e-9)
+    rounding = 1e-9 if condition > 2 else 1e-7
+    assert isometry_gap(x).item() == pytest.approx(expected, rel=rounding)
+
+
+@given(
+    d=st.integers(1, 6),
+    extra=st.integers(0, 4),
+    scale=st.floats(1e-150, 1e150),
+    seed=st.integers(0, 2**16),
+)
+def test_is_not_negative_and_blind_to_scale_and_rotation(d, extra, scale, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(d, d + extra, generator=g, dtype=torch.float64)
+    gap = isometry_gap(x)
+    assert gap >= 0
+    rotated = haar_orthogonal(d=d, generator=g, dtype=torch.float64) @ x
+    torch.testing.assert_close(isometry_gap(scale * rotated), gap, rtol=1e-8, atol=1e-12)
+
+
+def test_is_zero_exactly_at_isometries():
+    assert isometry_gap(3 * haar_orthogonal(d=7)[:4]).item() < 1e-28
+    assert isometry_gap(torch.eye(5)).item() == 0
+    assert isometry_gap(torch.diag(torch.tensor([1.0, 1.1]))).item() > 1e-3
+
+
+def test_is_infinite_where_rows_are_dependent():
+    x = torch.randn(6, 9)
+    repeated, _ = degenerate_batch(torch.randn(9, 6), torch.zeros(9), 5)
+    dependent = torch.cat([x[:5], x[:1] + x[1:2]])
+    for bad in (torch.randn(6, 5), repeated.mT, dependent, torch.zeros(6, 9)):
+        assert isometry_gap(bad).item() == math.inf
+    assert isometry_gap(x).isfinite()
+
+
+def test_float32_entries_are_taken_as_exact():
+    x = torch.randn(50, 50, dtype=torch.float32)
+    x[0] = x[1] + 1e-6 * x[2]
+    assert isometry_gap(x).isfinite()
+    assert isometry_gap(x) == isometry_gap(x.double())
+
+
+@pytest.mark.parametrize("measure", [isometry_gap, orthogonality_gap, numerical_rank])
+def test_batches_over_leading_axes(measure):
+    x = torch.randn(3, 2, 4, 6)
+    out = measure(x)
+    assert out.shape == (3, 2)
+    torch.testing.assert_close(out[1, 0], measure(x[1, 0]))
+
+
+def test_normalising_a_rotated_normalised_matrix_obeys_the_exact_identity():
+    # phi(BN(WX)) = phi(X) + mean log ||(WX)_i||^2 for X = BN(.) and orthogonal W.
+    for d, n in ((3, 3), (20, 20), (12, 30)):
+        x = batch_norm(torch.randn(40, d, n), center=False, unit=True, eps=0.0)
+        y = haar_orthogonal(40, d=d) @ x
+        after = isometry_gap(batch_norm(y, center=False, unit=True, eps=0.0))
+        predicted = isometry_gap(x) + y.square().sum(-1).log().mean(-1)
+        error = (after - predicted).abs().max().item()
+        assert error < 1e-12, f"identity violated by {error:.1e} at d={d}, n={n}"
+
+
+def test_orthogonality_gap_equals_its_definition():
+    x = torch.randn(2, 5, 3)
+    gram = x @ x.mT
+    share = gram / gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    expected = torch.linalg.matrix_norm(share - torch.eye(5) / 5)
+    torch.testing.assert_close(orthogonality_gap(x), expected)
+    assert orthogonality_gap(2 * torch.eye(4)) < 1e-15
+
+
+@given(d=st.integers(1, 8), n=st.integers(1, 8), rank=st.integers(0, 8), seed=st.integers(0, 999))
+def test_rank_of_a_product_is_its_inner_size(d, n, rank, seed):
+    rank = min(rank, d, n)
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(d, rank, generator=g, dtype=torch.float64)
+    b = torch.randn(rank, n, generator=g, dtype=torch.float64)
+    assert numerical_rank(a @ b) == rank
+
+
+@pytest.mark.parametrize("measure", [isometry_gap, orthogonality_gap, numerical_rank])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(3), "features on the rows"),
+        (torch.ones(3, 0), "non-empty"),
+        (torch.tensor([[1.0, math.nan]]), "1 of 2 values are not finite"),
+        (torch.tensor([[1.0, math.inf]]), "not finite"),
+        (torch.ones(2, 2, dtype=torch.complex128), "real"),
+    ],
+)
+def test_bad_input_names_cause_and_remedy(measure, x, message):
+    with pytest.raises(ValueError, match=message):
+        measure(x)
+
+
+def test_orthogonality_gap_of_zero_is_refused():
+    with pytest.raises(ValueError, match="zeros"):
+        orthogonality_gap(torch.zeros(2, 2))
