@@ -1,0 +1,60 @@
+# Needs Python 3.11 or later with pip, and make; `make help` lists the targets.
+# BNMLP_SCALE, BNMLP_DEVICE and BNMLP_DATA are passed on to every chapter.
+
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+CHAPTERS := $(shell grep -rl --include='*.md' '^kernelspec:' book)
+NOTEBOOKS := $(CHAPTERS:%.md=.notebooks/%.ipynb)
+# One thread for each worker: two kernels with two threads each are slower than with one.
+PARALLEL := --numprocesses logical --maxprocesses 8
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help book test lint format check serve clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z]*\):.*## /  make \1: /p' Makefile
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(INSTALLED): requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# Sphinx re-reads no page after a failed strict build, and so would pass: start afresh then.
+book: $(INSTALLED)  ## build the book into _build/html (warnings are errors)
+	@test -e _build/.succeeded || rm -rf _build/html _build/.doctrees _build/jupyter_execute
+	@rm -f _build/.succeeded
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@touch _build/.succeeded
+
+.notebooks/%.ipynb: %.md $(INSTALLED)
+	@mkdir -p $(@D)
+	@$(BIN)/mystnb-to-jupyter --overwrite $< $@ >/dev/null
+
+test: $(INSTALLED) $(NOTEBOOKS)  ## run unit tests, doctests and every chapter at smoke scale
+	BNMLP_SCALE=smoke $(ONE_THREAD) $(BIN)/python -m pytest -m "not built" $(PARALLEL) --nbmake \
+	  tests bnmlp $(NOTEBOOKS)
+
+check: $(INSTALLED)  ## check the built book: links, alt texts, and every page in Chromium
+	$(BIN)/python -m pytest -m built $(PARALLEL) tests
+
+lint: $(INSTALLED)  ## check style and docstrings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+serve: book  ## build the book and serve it at http://localhost:8000 (PORT=…)
+	$(BIN)/python -m http.server --directory _build/html $(PORT)
+
+clean:  ## remove everything built, execution cache included; .venv stays
+	rm -rf _build .notebooks .pytest_cache .ruff_cache .hypothesis

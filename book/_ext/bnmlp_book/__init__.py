@@ -1,0 +1,27 @@
+"""What the book needs beyond its Sphinx extensions: fresh results, scoreboard, build table."""
+
+import os
+from urllib.parse import urlsplit
+
+from sphinx.application import Sphinx
+
+from . import cache, pages, scoreboard, status
+
+
+def set_site_url(app: Sphinx, config) -> None:
+    """Take the published address from ``BNMLP_SITE_URL``; a local build has none."""
+    url = os.environ.get("BNMLP_SITE_URL", "")
+    config.html_baseurl = config.ogp_site_url = url and url.rstrip("/") + "/"
+    config.notfound_urls_prefix = urlsplit(config.html_baseurl).path or "/"
+
+
+def setup(app: Sphinx) -> dict:
+    """Register everything."""
+    app.connect("config-inited", set_site_url, priority=100)
+    app.connect("config-inited", cache.key_by_fingerprint, priority=100)
+    app.connect("doctree-read", pages.note_numbers_from_elsewhere)
+    app.connect("env-get-outdated", pages.outdated, priority=900)
+    app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
+    app.add_directive("build-info", status.BuildInfo)
+    app.add_directive("scoreboard", scoreboard.Scoreboard)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,41 @@
+"""Which pages to read again, and a repair of the scripts on them."""
+
+from pathlib import Path
+
+from myst_nb.ext.glue.utils import PendingGlueReference
+from sphinx.application import Sphinx
+
+from .status import commit
+
+
+def note_numbers_from_elsewhere(app: Sphinx, doctree) -> None:
+    """Remember whether a page shows numbers that another page measured."""
+    found = any(True for _ in doctree.findall(PendingGlueReference))
+    app.env.metadata[app.env.docname]["numbers_from_elsewhere"] = found
+
+
+def outdated(app: Sphinx, env, added, changed, removed) -> list[str]:
+    """Pages to read again because of other pages: those with their numbers, and the status page.
+
+    A build that changes nothing leaves them as they are.
+    """
+    something = bool(added or changed or removed)
+    now = commit(Path(app.srcdir))
+    return [
+        name
+        for name, data in env.metadata.items()
+        if (something and data.get("numbers_from_elsewhere"))
+        or ("commit" in data and (something or data["commit"] != now))
+    ]
+
+
+def drop_repeated_scripts(app: Sphinx, pagename, templatename, context, doctree) -> None:
+    """Drop inline scripts that are listed twice: a second ``const`` is an error in the console."""
+    bodies = set()
+    kept = []
+    for script in context.get("script_files", []):
+        body = getattr(script, "attributes", {}).get("body")
+        if body is None or body not in bodies:
+            kept.append(script)
+        bodies.add(body)
+    context["script_files"] = kept

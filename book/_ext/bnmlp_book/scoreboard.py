@@ -1,0 +1,44 @@
+"""The directive ``{scoreboard}``: every claim of the book with its measured value."""
+
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+from .sources import Claim, claims, pages
+from .tables import list_table
+
+COLUMNS = ("Claim", "Source", "Measured", "Bounds", "Outcome", "Verdict")
+
+
+class Scoreboard(SphinxDirective):
+    """One table for each page that makes claims, found in the pages' sources."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the tables; this page is read again when any page or the toc changes."""
+        root = Path(self.env.srcdir)
+        self.env.note_dependency(str(root / "_toc.yml"))
+        found = []
+        for page in pages(root):
+            self.env.note_dependency(str(page))
+            if here := claims(page):
+                name = page.relative_to(root).as_posix()
+                table = list_table(COLUMNS, [row(name, claim) for claim in here])
+                found += self.parse_text_to_nodes(f"**[](/{name})**\n\n{table}")
+        return found
+
+
+def row(page: str, claim: Claim) -> list[str]:
+    """Literals are parsed as MyST; what was measured comes from the page by glue."""
+
+    def glued(key: str) -> str:
+        return f"{{glue:text}}`/{page}::claim-{claim.id}-{key}:s`"
+
+    return [
+        f"{claim.statement or glued('statement')} ([check](/{page}#check))",
+        claim.source or glued("source"),
+        glued("value"),
+        glued("bounds"),
+        glued("outcome"),
+        claim.verdict or glued("verdict"),
+    ]

@@ -1,0 +1,65 @@
+"""Read the sources of the book: its pages in order, their code cells, and the claims in them."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from myst_nb.core.read import read_myst_markdown_notebook
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One call of ``claim`` in a chapter; a field is None where its argument is no literal."""
+
+    id: str | None
+    statement: str | None
+    source: str | None
+    verdict: str | None
+    tags: tuple[str, ...]
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that ``_toc.yml`` in ``root`` lists, in their order."""
+    toc = parse_toc_yaml(root / "_toc.yml")
+
+    def below(document) -> Iterator[str]:
+        yield document.docname
+        for tree in document.subtrees:
+            for item in tree.items:
+                yield from below(toc[item])
+
+    return [root / f"{name}.md" for name in below(toc.root)]
+
+
+def code_cells(page: Path) -> list:
+    """The code cells of a page, as nbformat nodes; none where it is no notebook."""
+    notebook = read_myst_markdown_notebook(page.read_text(encoding="utf8"))
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def claims(page: Path) -> list[Claim]:
+    """Every claim of a page, in order."""
+    return [
+        Claim(*map(_literal, _arguments(call)), tags=tuple(cell.metadata.get("tags", ())))
+        for cell in code_cells(page)
+        for call in _calls_of_claim(cell.source)
+    ]
+
+
+def _calls_of_claim(source: str) -> list[ast.Call]:
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    named = [call for call in calls if getattr(call.func, "id", None) == "claim"]
+    return sorted(named, key=lambda call: call.lineno)
+
+
+def _arguments(call: ast.Call) -> list[ast.expr | None]:
+    named = {keyword.arg: keyword.value for keyword in call.keywords}
+    first, second, *_ = [*call.args, None, None]
+    return [first, named.get("statement", second), named.get("source"), named.get("verdict")]
+
+
+def _literal(node: ast.expr | None) -> str | None:
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return node.value if is_text else None
