@@ -51,9 +51,7 @@ def claim(
         raise ValueError(f"claim {name!r}: verdict must be one of {', '.join(VERDICTS)}")
     value = float(value)
     holds = (
-        math.isfinite(value)
-        and (low is None or value >= low)
-        and (high is None or value <= high)
+        math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
     )
     judged = scale() != "smoke"
     outcome = ("holds" if holds else "fails") if judged else "not judged at smoke scale"

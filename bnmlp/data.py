@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,9 +94,9 @@ class Dataset:
             raise ValueError(
                 f"batch: {self.name} has {len(self.train_x)} training samples, asked for {size}"
             )
-        chosen = torch.randperm(
-            len(self.train_x), generator=torch.Generator().manual_seed(seed)
-        )[:size]
+        chosen = torch.randperm(len(self.train_x), generator=torch.Generator().manual_seed(seed))[
+            :size
+        ]
         return self.train_x[chosen], self.train_y[chosen]
 
 
@@ -137,9 +138,9 @@ def load_dataset(
         name=name,
         source=source,
         train_x=_standardized(train, mean, std),
-        train_y=torch.as_tensor(train_y, dtype=torch.int64),
+        train_y=torch.from_numpy(train_y.astype(np.int64)),
         test_x=_standardized(test, mean, std),
-        test_y=torch.as_tensor(test_y, dtype=torch.int64),
+        test_y=torch.from_numpy(test_y.astype(np.int64)),
         checksum=digest.hexdigest(),
         mean=mean,
         std=std,
@@ -235,13 +236,15 @@ def _mnist5k(name: str, root: Path, download: bool) -> Loaded:
     pixels = labels = None
     if cache.exists():
         try:
-            with np.load(cache, allow_pickle=False) as stored:
+            with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 pixels, labels = stored["pixels"], stored["labels"]
-        except (OSError, ValueError, KeyError, EOFError, zlib.error):
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile):
             pixels = None  # a damaged cache is made again below
     if pixels is None or _mnist5k_sha256(pixels, labels) != MNIST5K_SHA256:
         pixels, labels = _read_mnist5k()
-        _write_atomically(cache, lambda file: np.savez_compressed(file, pixels=pixels, labels=labels))
+        _write_atomically(
+            cache, lambda file: np.savez_compressed(file, pixels=pixels, labels=labels)
+        )
     # The package sorts by digit, 500 each: the first 400 of each digit train, and digits alternate.
     order = np.argsort(labels, kind="stable").reshape(10, 500)
     train, test = order[:, :400].T.ravel(), order[:, 400:].T.ravel()
@@ -271,13 +274,13 @@ def _mnist5k_sha256(pixels: np.ndarray, labels: np.ndarray) -> str:
     return hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
 
 
-def _write_atomically(path: Path, write: Callable) -> None:
-    """Write a cache file in one step; a folder that cannot be written is no error."""
+def _write_atomically(path: Path, **arrays: np.ndarray) -> None:
+    """Write an npz cache in one step; a folder that cannot be written is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             try:
-                write(file)
+                np.savez_compressed(file, **arrays)
                 file.close()
                 os.replace(file.name, path)
             except BaseException:
@@ -335,8 +338,7 @@ def _idx(name: str, root: Path, download: bool) -> Loaded:
     if folder is None:
         raise _missing(name, candidates)
     arrays = [
-        _read_idx(folder, file, md5)
-        for file, md5 in zip(IDX_FILES, IDX_MD5[name], strict=True)
+        _read_idx(folder, file, md5) for file, md5 in zip(IDX_FILES, IDX_MD5[name], strict=True)
     ]
     for i in (0, 2):
         arrays[i] = arrays[i].reshape(len(arrays[i]), 1, -1)
@@ -388,7 +390,9 @@ def _cifar(name: str, root: Path, download: bool) -> Loaded:
     for file, md5 in (*cls.train_list, *cls.test_list, meta):
         # Checked before anything is read: these files are pickles.
         if not (folder / file).exists():
-            raise FileNotFoundError(f"{folder} lacks {file}; {REPLACE.replace('it', 'the folder', 1)}")
+            raise FileNotFoundError(
+                f"{folder} lacks {file}; {REPLACE.replace('it', 'the folder', 1)}"
+            )
         if not check_integrity(str(folder / file), md5):
             raise ValueError(f"{folder / file} is truncated or altered (MD5 differs); {REPLACE}")
     arrays = []
@@ -400,9 +404,7 @@ def _cifar(name: str, root: Path, download: bool) -> Loaded:
 
 
 def _missing(name: str, places: list[Path]) -> FileNotFoundError:
-    debian = (
-        "; on Debian, apt-get install dataset-fashion-mnist" if name == "fashion_mnist" else ""
-    )
+    debian = "; on Debian, apt-get install dataset-fashion-mnist" if name == "fashion_mnist" else ""
     return FileNotFoundError(
         f"dataset {name!r} is not in {' or '.join(map(str, places))}: "
         f"load_dataset({name!r}, download=True) fetches it; BNMLP_DATA or root= names the folder "

@@ -27,7 +27,7 @@ def gradient_norms(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     logits = model.logits(x)  # (R, n, out)
     loss = _mean_cross_entropy(logits, y).sum()
     weights = (model.input_weight, model.hidden_weight, model.output_weight)
-    first, hidden, last = torch.autograd.grad(loss, weights)
+    first, hidden, last = torch.autograd.grad(loss, weights, materialize_grads=True)
     norms = torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]])
     if not norms.isfinite().all():
         raise ValueError(

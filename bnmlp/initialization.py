@@ -44,9 +44,7 @@ def haar_orthogonal(
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
         raise ValueError(f"haar_orthogonal: dtype must be floating point, got {dtype}")
-    return haar_frames(
-        torch.randn(*batch, d, d, generator=generator, dtype=dtype, device=device)
-    )
+    return haar_frames(torch.randn(*batch, d, d, generator=generator, dtype=dtype, device=device))
 
 
 def haar_frames(normal: Tensor) -> Tensor:

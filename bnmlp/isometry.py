@@ -25,8 +25,10 @@ def isometry_gap(x: Tensor) -> Tensor:
     s = _singular_values(x, "isometry_gap")
     d = x.shape[-2]
     energy = s.square()
-    r = d * energy / energy.sum(-1, keepdim=True) - 1  # mean zero, so log may drop its linear part
-    gap = (r - torch.log1p(r)).mean(-1)
+    ratio = d * energy / energy.sum(-1, keepdim=True)  # mean one
+    r = ratio - 1  # mean zero: subtracting it keeps the digits of small gaps
+    log = torch.where(r.abs() < 0.5, torch.log1p(r), ratio.log())
+    gap = (r - log).mean(-1)
     return torch.where(_rank(s, x) < d, torch.inf, gap.clamp(min=0))
 
 

@@ -1,5 +1,6 @@
 """The network of the book: R independent deep MLPs with batch normalisation, run as one batch."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -106,8 +107,10 @@ class BNMLP(nn.Module):
             raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be floating point, got {dtype}")
-        if not init_gain > 0:
-            raise ValueError(f"init_gain must be > 0, got {init_gain}")
+        if not (init_gain > 0 and math.isfinite(init_gain)):
+            raise ValueError(f"init_gain must be a finite number > 0, got {init_gain}")
+        if not (eps >= 0 and math.isfinite(eps)):
+            raise ValueError(f"eps must be a finite number >= 0, got {eps}")
 
         self.in_features, self.width, self.depth = in_features, width, depth
         self.out_features, self.replicas, self.seed = out_features, replicas, seed
@@ -234,9 +237,10 @@ class BNMLP(nn.Module):
         if self.norm == "layer":
             z = layer_norm(z, **options)
         elif self.training:
+            normalized = batch_norm(z, **options)
             if update:
-                self._update_averages(i, z.detach())
-            z = batch_norm(z, **options)
+                self._update_averages(i, z)
+            z = normalized
         else:
             scale = torch.rsqrt(self.running_var[i] + self.eps).unsqueeze(-1)
             z = (z - self.running_mean[i].unsqueeze(-1)) * scale

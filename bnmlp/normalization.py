@@ -43,14 +43,14 @@ def batch_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float
 
 
 def layer_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float = 1e-5) -> Tensor:
-    """Scale every column of ``x``, one sample's features, to the same length.
+    r"""Scale every column of ``x``, one sample's features, to the same length.
 
     The arguments mean what they mean for :func:`batch_norm`, with features and samples swapped.
 
     Args:
         x: Representations, one row per feature. Shape ``(..., d, n)``.
         center: Subtract each sample's mean over its features first.
-        unit: Columns of norm 1; otherwise of norm :math:`\\sqrt d`.
+        unit: Columns of norm 1; otherwise of norm :math:`\sqrt d`.
         eps: Added to the squared norm of a column if ``unit``, to its mean square otherwise.
 
     Returns:

@@ -107,9 +107,7 @@ def test_float32_and_float64_models_of_one_seed_agree_to_rounding():
 def test_init_gain_scales_orthogonal_and_gaussian_weights_alike():
     for init in ("orthogonal", "gaussian"):
         plain, scaled = (
-            initial_weights(
-                init, range(2), range(2), 4, 4, seed=0, gain=gain, dtype=torch.float64
-            )
+            initial_weights(init, range(2), range(2), 4, 4, seed=0, gain=gain, dtype=torch.float64)
             for gain in (1.0, 5 / 3)
         )
         torch.testing.assert_close(scaled, plain * (5 / 3))

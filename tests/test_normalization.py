@@ -42,9 +42,7 @@ def test_standard_form_is_batchnorm1d():
 
 def test_layer_form_is_layernorm():
     x = 3 * torch.randn(7, 5) + 2
-    torch.testing.assert_close(
-        layer_norm(x).mT, nn.LayerNorm(7, elementwise_affine=False)(x.mT)
-    )
+    torch.testing.assert_close(layer_norm(x).mT, nn.LayerNorm(7, elementwise_affine=False)(x.mT))
 
 
 @given(

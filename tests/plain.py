@@ -1,0 +1,88 @@
+"""The network of the book as one would write it with PyTorch's own layers: the reference."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ACTIVATIONS = {
+    "identity": nn.Identity(),
+    "tanh": nn.Tanh(),
+    "relu": nn.ReLU(),
+    "leaky_relu": nn.LeakyReLU(),
+    "selu": nn.SELU(),
+}
+
+
+class HandWrittenNorm(nn.Module):
+    """Normalisations PyTorch has no layer for; samples are rows here. ``dim`` 0 is the batch."""
+
+    def __init__(self, width, dim, center, unit, affine, eps):
+        super().__init__()
+        self.dim, self.center, self.unit, self.eps = dim, center, unit, eps
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
+
+    def forward(self, x):
+        if self.center:
+            x = x - x.mean(self.dim, keepdim=True)
+        energy = (x**2).sum(self.dim, keepdim=True)
+        if not self.unit:
+            energy = energy / x.shape[self.dim]
+        x = x / (energy + self.eps) ** 0.5
+        return x if self.weight is None else x * self.weight + self.bias
+
+
+class PlainNetwork(nn.Module):
+    """One replica of a BNMLP, layer by layer, with a copy of its parameters."""
+
+    def __init__(self, model, replica):
+        super().__init__()
+        self.model = model
+        features = (model.in_features,) + (model.width,) * model.depth
+        bias = model.layer_bias is not None
+        self.linears = nn.ModuleList(
+            nn.Linear(a, b, bias=bias) for a, b in zip(features[:-1], features[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(self.norm(model) for _ in range(model.depth))
+        self.head = nn.Linear(model.width, model.out_features, bias=bias)
+        self.to(model.input_weight.dtype)
+        with torch.no_grad():
+            weights = [model.input_weight[replica], *model.hidden_weight[:, replica]]
+            for i, (linear, norm, w) in enumerate(
+                zip(self.linears, self.norms, weights, strict=True)
+            ):
+                linear.weight.copy_(w)
+                if bias:
+                    linear.bias.copy_(model.layer_bias[i, replica])
+                if model.norm_weight is not None and model.norm != "none":
+                    norm.weight.copy_(model.norm_weight[i, replica])
+                    norm.bias.copy_(model.norm_bias[i, replica])
+            self.head.weight.copy_(model.output_weight[replica])
+            if bias:
+                self.head.bias.copy_(model.output_bias[replica])
+
+    @staticmethod
+    def norm(model):
+        if model.norm == "none":
+            return nn.Identity()
+        if model.center and not model.unit_norm:
+            if model.norm == "batch":
+                return nn.BatchNorm1d(model.width, eps=model.eps, affine=model.affine)
+            return nn.LayerNorm(model.width, eps=model.eps, elementwise_affine=model.affine)
+        dim = 0 if model.norm == "batch" else 1
+        return HandWrittenNorm(
+            model.width, dim, model.center, model.unit_norm, model.affine, model.eps
+        )
+
+    def forward(self, x):
+        act = torch.sin if self.model.activation == "sin" else ACTIVATIONS[self.model.activation]
+        for i, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
+            alpha = self.model.gain * (i + 1) ** -self.model.gain_exponent
+            x = linear(x)
+            x = act(alpha * norm(x)) if self.model.order == "norm_act" else norm(act(alpha * x))
+        return self.head(x)
+
+    def gradient_norms(self, x, y):
+        loss = F.cross_entropy(self(x), y)
+        weights = [*(linear.weight for linear in self.linears), self.head.weight]
+        return torch.stack([g.norm() for g in torch.autograd.grad(loss, weights)])

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import functional_call
+
+from bnmlp import BNMLP, explosion_rate, gradient_norms
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@given(
+    rate=st.floats(-2, 2),
+    offset=st.floats(-5, 5),
+    depth=st.integers(4, 40),
+)
+def test_rate_of_an_exponential_is_its_exponent(rate, offset, depth):
+    layer = torch.arange(depth + 1, dtype=torch.float64)
+    norms = (offset - rate * layer).exp()[:, None].expand(-1, 3)
+    torch.testing.assert_close(
+        explosion_rate(norms), torch.full((3,), rate, dtype=torch.float64), atol=1e-9, rtol=1e-9
+    )
+
+
+def test_rate_ignores_the_rectangular_layers_unless_they_are_named():
+    norms = torch.exp(-0.3 * torch.arange(8.0))[:, None].clone()
+    norms[0], norms[-1] = 100.0, 100.0
+    assert explosion_rate(norms).item() == pytest.approx(0.3)
+    assert explosion_rate(norms, layers=range(8)).item() != pytest.approx(0.3, abs=0.1)
+    assert explosion_rate(norms, layers=[2, 5]).item() == pytest.approx(0.3)
+
+
+def test_rate_is_positive_when_gradients_grow_towards_the_input():
+    norms = torch.tensor([[9.0], [8.0], [4.0], [2.0], [9.0]])
+    assert explosion_rate(norms) > 0
+
+
+def test_norms_agree_with_finite_differences_along_the_gradient():
+    model = BNMLP(6, 5, 4, 3, activation="tanh", dtype=torch.float64)
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
+    weights = dict(model.named_parameters())
+
+    def loss(weights):
+        logits = functional_call(model, weights, (x,))
+        return torch.nn.functional.cross_entropy(logits[0], y)
+
+    norms = gradient_norms(model, x, y)
+    for row, (name, i) in enumerate(
+        [("input_weight", None), *(("hidden_weight", i) for i in range(3)), ("output_weight", None)]
+    ):
+        grad = torch.autograd.grad(loss(weights), weights[name])[0]
+        direction = torch.zeros_like(grad)
+        part = grad if i is None else grad[i]
+        (direction if i is None else direction[i]).copy_(part / part.norm())
+        step = 1e-5
+        up = loss({**weights, name: weights[name] + step * direction})
+        down = loss({**weights, name: weights[name] - step * direction})
+        assert ((up - down) / (2 * step)).item() == pytest.approx(norms[row, 0].item(), rel=1e-7)
+
+
+def test_a_gradient_beyond_float32s_squares_still_has_a_norm():
+    from bnmlp.gradients import _norm
+
+    assert _norm(torch.full((3, 4), 1e30, dtype=torch.float32)).item() == pytest.approx(
+        1e30 * 12**0.5
+    )
+    assert _norm(torch.full((3, 4), 1e-30, dtype=torch.float32)).item() == pytest.approx(
+        1e-30 * 12**0.5
+    )
+    assert _norm(torch.zeros(3, 4)).item() == 0
+
+
+@pytest.mark.slow
+def test_orthogonal_gradients_stay_where_gaussian_ones_explode():
+    x, y = torch.randn(40, 60), torch.arange(40) % 5
+
+    def growth(init):
+        def norm(depth):
+            model = BNMLP(60, 40, depth, 5, center=False, init=init, replicas=8,
+                          dtype=torch.float64)  # fmt: skip
+            return gradient_norms(model, x, y)[1].log().mean().item()
+
+        return norm(300) - norm(5)
+
+    orthogonal, gaussian = growth("orthogonal"), growth("gaussian")
+    assert abs(orthogonal) < 1, f"orthogonal: {orthogonal:.2f} nats"
+    assert gaussian > 2, f"gaussian: {gaussian:.2f} nats"
+
+
+def norms_of(y, x=None):
+    model = BNMLP(6, 5, 2, 3, replicas=2, dtype=torch.float64)
+    return gradient_norms(model, torch.randn(8, 6) if x is None else x, y)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.zeros(7, dtype=torch.int64), r"labels of shape \(8,\) or \(2, 8\)"),
+        (torch.zeros(8), r"call y\.long\(\)"),
+        (torch.full((8,), 3), "out_features of the model is the number of classes"),
+        (torch.full((8,), -1), r"labels must lie in 0\.\.2"),
+    ],
+)
+def test_bad_labels_are_refused(y, message):
+    with pytest.raises(ValueError, match=message):
+        norms_of(y)
+
+
+def test_gradients_that_are_not_finite_are_refused_with_the_remedy():
+    x = torch.randn(8, 6)
+    x[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="float64"):
+        norms_of(torch.zeros(8, dtype=torch.int64), x)
+
+
+@pytest.mark.parametrize(
+    ("norms", "layers", "message"),
+    [
+        (torch.ones(5), None, r"shape \(depth \+ 1, R\)"),
+        (torch.ones(3, 2), None, "a slope needs two layers, got 1"),
+        (torch.ones(5, 2), [1, 1], "a slope needs two layers"),
+        (torch.ones(5, 2), [1, 9], r"layers must lie in 0\.\.4"),
+        (torch.zeros(5, 2), None, "positive and finite"),
+        (torch.full((5, 2), torch.inf), None, "float64"),
+    ],
+)
+def test_bad_norms_are_refused(norms, layers, message):
+    with pytest.raises(ValueError, match=message):
+        explosion_rate(norms, layers)
