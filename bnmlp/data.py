@@ -242,9 +242,7 @@ def _mnist5k(name: str, root: Path, download: bool) -> Loaded:
             pixels = None  # a damaged cache is made again below
     if pixels is None or _mnist5k_sha256(pixels, labels) != MNIST5K_SHA256:
         pixels, labels = _read_mnist5k()
-        _write_atomically(
-            cache, lambda file: np.savez_compressed(file, pixels=pixels, labels=labels)
-        )
+        _write_atomically(cache, pixels=pixels, labels=labels)
     # The package sorts by digit, 500 each: the first 400 of each digit train, and digits alternate.
     order = np.argsort(labels, kind="stable").reshape(10, 500)
     train, test = order[:, :400].T.ravel(), order[:, 400:].T.ravel()

@@ -20,6 +20,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("config-inited", set_site_url, priority=100)
     app.connect("config-inited", cache.key_by_fingerprint, priority=100)
     app.connect("doctree-read", pages.note_numbers_from_elsewhere)
+    app.connect("doctree-read", pages.share_description)
     app.connect("env-get-outdated", pages.outdated, priority=900)
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
     app.add_directive("build-info", status.BuildInfo)

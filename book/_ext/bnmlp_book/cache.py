@@ -34,12 +34,14 @@ def fingerprint(root: Path) -> str:
 
 def device_name() -> str:
     """The device of the experiments, with its model where it is a GPU."""
-    import torch
-
     from bnmlp.settings import default_device
 
     device = default_device()
-    return f"cuda, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+    if device.type != "cuda":
+        return device.type
+    import torch
+
+    return f"cuda, {torch.cuda.get_device_name(device)}"
 
 
 def key_by_fingerprint(app: Sphinx, config) -> None:

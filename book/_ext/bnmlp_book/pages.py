@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from docutils import nodes
 from myst_nb.ext.glue.utils import PendingGlueReference
 from sphinx.application import Sphinx
 
@@ -12,6 +13,13 @@ def note_numbers_from_elsewhere(app: Sphinx, doctree) -> None:
     """Remember whether a page shows numbers that another page measured."""
     found = any(True for _ in doctree.findall(PendingGlueReference))
     app.env.metadata[app.env.docname]["numbers_from_elsewhere"] = found
+
+
+def share_description(app: Sphinx, doctree) -> None:
+    """Use a page's description for previews too: the text made for them has raw formulas."""
+    for meta in doctree.findall(nodes.meta):
+        if meta.get("name") == "description":
+            app.env.metadata[app.env.docname]["og:description"] = meta["content"]
 
 
 def outdated(app: Sphinx, env, added, changed, removed) -> list[str]:

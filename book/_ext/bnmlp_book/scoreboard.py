@@ -8,7 +8,14 @@ from sphinx.util.docutils import SphinxDirective
 from .sources import Claim, claims, pages
 from .tables import list_table
 
-COLUMNS = ("Claim", "Source", "Measured", "Bounds", "Outcome", "Verdict")
+COLUMNS = {
+    "Claim": "statement",
+    "Source": "source",
+    "Measured": "value",
+    "Bounds": "bounds",
+    "Outcome": "outcome",
+    "Verdict": "verdict",
+}
 
 
 class Scoreboard(SphinxDirective):
@@ -23,22 +30,12 @@ class Scoreboard(SphinxDirective):
             self.env.note_dependency(str(page))
             if here := claims(page):
                 name = page.relative_to(root).as_posix()
-                table = list_table(COLUMNS, [row(name, claim) for claim in here])
+                table = list_table([*COLUMNS], [row(name, claim) for claim in here])
                 found += self.parse_text_to_nodes(f"**[](/{name})**\n\n{table}")
         return found
 
 
 def row(page: str, claim: Claim) -> list[str]:
-    """Literals are parsed as MyST; what was measured comes from the page by glue."""
-
-    def glued(key: str) -> str:
-        return f"{{glue:text}}`/{page}::claim-{claim.id}-{key}:s`"
-
-    return [
-        f"{claim.statement or glued('statement')} ([check](/{page}#check))",
-        claim.source or glued("source"),
-        glued("value"),
-        glued("bounds"),
-        glued("outcome"),
-        claim.verdict or glued("verdict"),
-    ]
+    """What the chapter glued for a claim, with a link to its check."""
+    first, *rest = (f"{{glue:text}}`/{page}::claim-{claim.id}-{key}:s`" for key in COLUMNS.values())
+    return [f"{first} ([check](/{page}#check))", *rest]

@@ -11,12 +11,9 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 @dataclass(frozen=True)
 class Claim:
-    """One call of ``claim`` in a chapter; a field is None where its argument is no literal."""
+    """One call of ``claim`` in a chapter: its id, None if that is no literal, and the cell's tags."""
 
     id: str | None
-    statement: str | None
-    source: str | None
-    verdict: str | None
     tags: tuple[str, ...]
 
 
@@ -42,7 +39,7 @@ def code_cells(page: Path) -> list:
 def claims(page: Path) -> list[Claim]:
     """Every claim of a page, in order."""
     return [
-        Claim(*map(_literal, _arguments(call)), tags=tuple(cell.metadata.get("tags", ())))
+        Claim(_first_argument(call), tuple(cell.metadata.get("tags", ())))
         for cell in code_cells(page)
         for call in _calls_of_claim(cell.source)
     ]
@@ -54,12 +51,8 @@ def _calls_of_claim(source: str) -> list[ast.Call]:
     return sorted(named, key=lambda call: call.lineno)
 
 
-def _arguments(call: ast.Call) -> list[ast.expr | None]:
-    named = {keyword.arg: keyword.value for keyword in call.keywords}
-    first, second, *_ = [*call.args, None, None]
-    return [first, named.get("statement", second), named.get("source"), named.get("verdict")]
-
-
-def _literal(node: ast.expr | None) -> str | None:
-    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-    return node.value if is_text else None
+def _first_argument(call: ast.Call) -> str | None:
+    match call.args:
+        case [ast.Constant(value=str(name)), *_]:
+            return name
+    return None
