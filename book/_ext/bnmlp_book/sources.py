@@ -11,7 +11,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 @dataclass(frozen=True)
 class Claim:
-    """One call of ``claim`` in a chapter: its id, None if that is no literal, and the cell's tags."""
+    """One call of ``claim``: its id, None if that is no literal, and the tags of its cell."""
 
     id: str | None
     tags: tuple[str, ...]

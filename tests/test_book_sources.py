@@ -1,0 +1,167 @@
+"""The book's sources keep the conventions that a build doesn't enforce."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from jupyter_book.config import validate_yaml
+
+from bnmlp_book.sources import claims, code_cells, pages
+
+ROOT = Path(__file__).parents[1]
+PAGES = pages(ROOT)
+NOTEBOOKS = [page for page in PAGES if code_cells(page)]
+TEXTS = {page: page.read_text(encoding="utf8") for page in PAGES}
+KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def front_matter(page: Path) -> dict:
+    _, header, _ = TEXTS[page].split("---\n", 2)
+    return load_yaml(header)
+
+
+def load_yaml(text: str) -> dict:
+    """Like ``yaml.safe_load``, which lets the last of two equal keys win; here it's an error."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader, node):
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"repeated key in {keys}, {node.start_mark}"
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    return yaml.load(text, Loader)
+
+
+def numbered_chapters() -> list[Path]:
+    parts = load_yaml((ROOT / "_toc.yml").read_text())["parts"]
+    files = [item["file"] for part in parts if part.get("numbered") for item in part["chapters"]]
+    return [ROOT / f"{file}.md" for file in files]
+
+
+def figures() -> list[tuple[Path, dict, dict]]:
+    """Page, figure and image metadata of every cell that has either."""
+    found = []
+    for page in PAGES:
+        for cell in code_cells(page):
+            metadata = cell.metadata.get("mystnb", {})
+            if "figure" in metadata or "image" in metadata:
+                found.append((page, metadata.get("figure", {}), metadata.get("image", {})))
+    return found
+
+
+def headings(page: Path) -> list[str]:
+    outside_fences = re.sub(r"^(`{3,}|~{3,}|:{3,}).*?^\1", "", TEXTS[page], flags=re.M | re.S)
+    return re.findall(r"^## +(.+?) *$", outside_fences, flags=re.M)
+
+
+def test_the_configuration_has_no_repeated_and_no_unknown_keys():
+    config = load_yaml((ROOT / "_config.yml").read_text())
+    validate_yaml(config, raise_on_errors=True)
+    assert set(config["parse"]) <= {"myst_enable_extensions", "myst_url_schemes"}
+    assert config["only_build_toc_files"]
+    assert config["execute"]["execute_notebooks"] == "cache"
+    assert config["execute"]["allow_errors"] is False
+    assert config["sphinx"]["config"]["nb_execution_raise_on_error"] is True
+    assert config["sphinx"]["recursive_update"] is True
+
+
+def test_every_page_is_in_the_table_of_contents():
+    found = {page for page in (ROOT / "book").rglob("*.md") if "_extra" not in page.parts}
+    assert {name(page) for page in found} == {name(page) for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_page_describes_itself(page):
+    description = front_matter(page)["myst"]["html_meta"]["description lang=en"]
+    assert 20 <= len(description) <= 200
+    assert not re.search(r"[$\\`]", description), "search engines show no maths or markup"
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name)
+def test_a_notebook_names_its_kernel_and_forgives_no_error(page):
+    header = front_matter(page)
+    assert header["file_format"] == "mystnb"
+    assert header["kernelspec"] == KERNELSPEC
+    assert "allow_errors" not in TEXTS[page]
+    book = header.get("mystnb", {}).get("execution_timeout")
+    assert book == header.get("execution", {}).get("timeout"), "nbmake and myst-nb differ"
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name)
+def test_a_notebook_runs_wherever_its_kernel_starts(page):
+    for cell in code_cells(page):
+        assert not re.search(r"""["']\.\.?/""", cell.source), f"relative path in {cell.source}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_page_needs_nothing_from_outside(page):
+    assert "colab" not in TEXTS[page].lower()
+    assert not re.search(r"<(script|iframe|link|img)\b[^>]*https?:", TEXTS[page])
+
+
+def test_every_figure_has_a_name_a_caption_and_alternative_text():
+    for page, figure, image in figures():
+        where = f"{name(page)}: {figure.get('name')}"
+        assert figure.get("name", "").startswith("fig-"), where
+        assert len(figure.get("caption", "")) >= 20, where
+        assert len(image.get("alt", "")) >= 20, where
+        assert "$" not in image["alt"], f"{where}: alternative text can't hold maths"
+
+
+def test_every_static_figure_has_a_caption_and_alternative_text():
+    for page, text in TEXTS.items():
+        for block in re.findall(
+            r"^(?:`{3,}|:{3,})\{figure\}.*?^(?:`{3,}|:{3,})$", text, re.M | re.S
+        ):
+            assert re.search(r"^:alt: .{20,}", block, re.M), f"{name(page)}: {block}"
+            assert re.search(r"^:name: fig-", block, re.M), f"{name(page)}: {block}"
+
+
+def test_every_figure_is_named_once_and_referred_to():
+    everything = "\n".join(TEXTS.values())
+    names = [figure.get("name") for _, figure, _ in figures()]
+    names += re.findall(r"^:name: (fig-\S+)", everything, re.M)
+    assert len(names) == len(set(names))
+    references = set(re.findall(r"\{numref\}`(?:[^`]*<)?(fig-[^`>]+)>?`", everything))
+    assert not set(names) - references, "figures that no text mentions"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_figure_cell_shows_only_its_figure(page):
+    for cell in code_cells(page):
+        if "figure" in cell.metadata.get("mystnb", {}):
+            assert "print(" not in cell.source, cell.source
+            assert "glue(" not in cell.source, cell.source
+
+
+@pytest.mark.parametrize("page", numbered_chapters(), ids=name)
+def test_a_chapter_ends_with_its_check_and_its_differences(page):
+    assert headings(page)[-2:] == ["Check", "Differences from the paper"]
+    check = TEXTS[page].split("\n## Check")[1]
+    assert claims(page), f"{name(page)} makes no claim"
+    assert len(re.findall(r"^\s*claim\(", check, re.M)) == len(claims(page))
+
+
+def test_claims_can_be_listed_and_seen():
+    ids = []
+    for page in PAGES:
+        for claim in claims(page):
+            where = f"{name(page)}: {claim}"
+            assert claim.id is not None, f"{where}: the first argument must be a literal"
+            assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", claim.id), where
+            assert not [tag for tag in claim.tags if tag.startswith(("hide", "remove"))], where
+            ids.append(claim.id)
+    assert len(ids) == len(set(ids)), "two claims with the same id"
+
+
+def test_every_claim_is_on_the_scoreboard():
+    scoreboard = TEXTS[ROOT / "book/reference/scoreboard.md"]
+    assert re.search(r"^(```|:::)\{scoreboard\}", scoreboard, re.M), "the directive lists them all"

@@ -1,0 +1,100 @@
+"""Every page opens in a browser without errors: phone and desktop, light and dark."""
+
+import os
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+SITE = Path(__file__).parents[1] / "_build" / "html"
+PAGES = sorted(path.relative_to(SITE).as_posix() for path in (SITE / "book").rglob("*.html"))
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.built,
+    pytest.mark.browser,
+    pytest.mark.skipif(not PAGES, reason="no book in _build/html: run make book first"),
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: install it or set CHROMIUM to its path"),
+]
+
+UNRENDERED = """() => {
+  const left = [...document.querySelectorAll("mjx-merror")].map(tag => tag.textContent);
+  for (const tag of document.querySelectorAll("article .math")) {
+    if (!tag.querySelector("mjx-container")) left.push(tag.textContent);
+  }
+  const article = document.querySelector("article").cloneNode(true);
+  article.querySelectorAll("pre, code, script, style, mjx-container").forEach(tag => tag.remove());
+  return left.concat(article.textContent.match(/\\$[^$\\n]+\\$|\\\\\\(|\\\\\\[/g) || []);
+}"""
+OVERFLOWING = """() => {
+  const page = document.documentElement;
+  if (page.scrollWidth <= page.clientWidth) return [];
+  const wide = [...document.querySelectorAll("main *")]
+    .filter(tag => tag.getBoundingClientRect().right > page.clientWidth + 1)
+    .map(tag => tag.outerHTML.slice(0, 120));
+  return [`${page.scrollWidth} > ${page.clientWidth}`, ...wide.slice(0, 5)];
+}"""
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files without a line for each."""
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def address():
+    server = ThreadingHTTPServer(("localhost", 0), partial(QuietHandler, directory=SITE))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://localhost:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_opens(browser, address, name, width, mode):
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=mode, service_workers="block"
+    )
+    page = context.new_page()
+    problems = []
+    page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+
+    def local_only(route):
+        if route.request.url.startswith((address, "data:")):
+            route.continue_()
+        else:
+            problems.append(f"outside: {route.request.url}")
+            route.abort()
+
+    context.route("**/*", local_only)
+    try:
+        page.goto(address + name, wait_until="load")
+        if page.query_selector(".math"):
+            page.evaluate("MathJax.startup.promise")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.dataset.theme") == mode
+        assert not page.evaluate(UNRENDERED), "formulas not typeset"
+        assert not page.evaluate(OVERFLOWING), "the page scrolls sideways"
+        assert not problems
+    finally:
+        context.close()

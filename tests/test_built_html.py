@@ -1,0 +1,116 @@
+"""The built book is whole: links lead somewhere, images speak, nothing comes from outside."""
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+
+SITE = Path(__file__).parents[1] / "_build" / "html"
+BOOK = sorted(path.relative_to(SITE).as_posix() for path in (SITE / "book").rglob("*.html"))
+PAGES = BOOK + sorted(path.name for path in SITE.glob("*.html"))
+LOADING = {"script": "src", "img": "src", "source": "src", "iframe": "src", "link": "href"}
+MOST_BYTES = 300_000
+
+pytestmark = [
+    pytest.mark.built,
+    pytest.mark.skipif(not PAGES, reason="no book in _build/html: run make book first"),
+]
+
+
+@cache
+def soup(page: str) -> BeautifulSoup:
+    return BeautifulSoup((SITE / page).read_text(encoding="utf8"), "html.parser")
+
+
+@cache
+def anchors(page: str) -> set[str]:
+    named = soup(page).find_all("a", attrs={"name": True})
+    return {tag["id"] for tag in soup(page).find_all(id=True)} | {tag["name"] for tag in named}
+
+
+def target(page: str, link: str) -> str:
+    """The file in the site that a link of ``page`` leads to."""
+    path = unquote(urlsplit(link).path)
+    if not path:
+        return page
+    base = "" if path.startswith("/") else os.path.dirname(page)
+    return os.path.normpath(os.path.join(base, path.lstrip("/")))
+
+
+def is_inside(link: str) -> bool:
+    parts = urlsplit(link)
+    return not parts.scheme and not parts.netloc
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_anchors_lead_somewhere(page):
+    for tag in soup(page).find_all("a", href=is_inside):
+        file, anchor = target(page, tag["href"]), urlsplit(tag["href"]).fragment
+        assert (SITE / file).is_file(), f"{tag['href']} leads to no file"
+        if anchor and file.endswith(".html"):
+            assert unquote(anchor) in anchors(file), f"{tag['href']} leads to no anchor"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_is_loaded_from_outside(page):
+    for name, attribute in LOADING.items():
+        for tag in soup(page).find_all(name, attrs={attribute: True}):
+            address = tag[attribute]
+            if "canonical" in tag.get("rel", []) or address.startswith("data:"):
+                continue
+            assert is_inside(address), f"{tag} comes from outside"
+            assert (SITE / target(page, address)).is_file(), f"{tag} is missing"
+
+
+def test_style_sheets_load_nothing_from_outside():
+    for path in SITE.rglob("*.css"):
+        found = re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\"']+", path.read_text())
+        assert not found, f"{path.relative_to(SITE)}: {found}"
+
+
+@pytest.mark.parametrize("page", BOOK)
+def test_images_have_alternative_text(page):
+    for image in soup(page).find_all("img"):
+        if "logo__image" in image.get("class", []):
+            continue
+        text = image.get("alt", "")
+        assert len(text) >= 20 and " " in text, f"alternative text of {image['src']}: {text!r}"
+
+
+@pytest.mark.parametrize("page", BOOK)
+def test_nothing_is_left_unresolved(page):
+    article = soup(page).find("article")
+    for code in article.find_all(["pre", "code"]):
+        if "Traceback (most recent call last)" in code.get_text():
+            cell = code.find_parent(class_="cell")
+            assert "tag_raises-exception" in cell.get("class", []), "a traceback"
+        code.extract()
+    text = article.get_text()
+    left = re.findall(r"\{[a-z:-]+\}`|\{(?:glue|cite|numref|ref|eq)\b|!!!|\?\?\?", text)
+    assert not left, f"unresolved {left}"
+    soup.cache_clear()
+
+
+@pytest.mark.parametrize("page", BOOK)
+def test_a_page_describes_itself(page):
+    assert soup(page).html["lang"] == "en-GB"
+    for kind, value in (("name", "description"), ("property", "og:description")):
+        tag = soup(page).find("meta", attrs={kind: value})
+        assert tag, f"no {value}"
+        assert not re.search(r"[$\\]", tag["content"]), f"raw maths in {value}"
+
+
+@pytest.mark.parametrize("page", BOOK)
+def test_a_page_is_light(page):
+    own = {target(page, tag["src"]) for tag in soup(page).find_all("img", src=is_inside)}
+    sizes = {name: (SITE / name).stat().st_size for name in {page, *own}}
+    assert sum(sizes.values()) <= MOST_BYTES, sizes
+
+
+def test_formulas_are_typeset_by_a_local_script():
+    assert (SITE / "mathjax/tex-mml-chtml.js").is_file()
+    assert list((SITE / "mathjax/output/chtml/fonts/woff-v2").glob("*.woff"))
