@@ -13,6 +13,7 @@ SITE = Path(__file__).parents[1] / "_build" / "html"
 BOOK = sorted(path.relative_to(SITE).as_posix() for path in (SITE / "book").rglob("*.html"))
 PAGES = BOOK + sorted(path.name for path in SITE.glob("*.html"))
 LOADING = {"script": "src", "img": "src", "source": "src", "iframe": "src", "link": "href"}
+BASE = urlsplit(os.environ.get("BNMLP_SITE_URL", "")).path.rstrip("/") + "/"
 MOST_BYTES = 300_000
 
 pytestmark = [
@@ -37,8 +38,9 @@ def target(page: str, link: str) -> str:
     path = unquote(urlsplit(link).path)
     if not path:
         return page
-    base = "" if path.startswith("/") else os.path.dirname(page)
-    return os.path.normpath(os.path.join(base, path.lstrip("/")))
+    if path.startswith("/"):
+        return path.removeprefix(BASE)
+    return os.path.normpath(os.path.join(os.path.dirname(page), path))
 
 
 def is_inside(link: str) -> bool:

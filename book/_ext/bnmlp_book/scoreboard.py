@@ -30,7 +30,7 @@ class Scoreboard(SphinxDirective):
             self.env.note_dependency(str(page))
             if here := claims(page):
                 name = page.relative_to(root).as_posix()
-                table = list_table([*COLUMNS], [row(name, claim) for claim in here])
+                table = list_table("scoreboard", [*COLUMNS], [row(name, claim) for claim in here])
                 found += self.parse_text_to_nodes(f"**[](/{name})**\n\n{table}")
         return found
 

@@ -23,8 +23,8 @@ class BuildInfo(SphinxDirective):
         """Write the tables, and note the commit so that another one outdates the page."""
         now = commit(Path(self.env.srcdir))
         self.env.metadata[self.env.docname]["commit"] = now
-        build = list_table(("What", "Value"), build_rows(now))
-        datasets = list_table(("Dataset", "Source", "SHA-256"), dataset_rows())
+        build = list_table("build-info", ("What", "Value"), build_rows(now))
+        datasets = list_table("build-info", ("Dataset", "Source", "SHA-256"), dataset_rows())
         return self.parse_text_to_nodes(f"{build}\n\n{datasets}")
 
 
