@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 CHAPTERS := $(shell grep -rl --include='*.md' '^kernelspec:' book)
 NOTEBOOKS := $(CHAPTERS:%.md=.notebooks/%.ipynb)
 # One thread for each worker: two kernels with two threads each are slower than with one.
-PARALLEL := --numprocesses logical --maxprocesses 8
+PARALLEL := --numprocesses logical --maxprocesses 8 --dist loadgroup
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
