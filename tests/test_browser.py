@@ -93,8 +93,8 @@ def test_a_page_opens(browser, address, name, width, mode):
             page.evaluate("MathJax.startup.promise")
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.dataset.theme") == mode
-        assert not page.evaluate(UNRENDERED), "formulas not typeset"
-        assert not page.evaluate(OVERFLOWING), "the page scrolls sideways"
-        assert not problems
+        problems += [f"not typeset: {text}" for text in page.evaluate(UNRENDERED)]
+        problems += [f"scrolls sideways: {text}" for text in page.evaluate(OVERFLOWING)]
+        assert not problems, "\n".join(problems)
     finally:
         context.close()
