@@ -107,11 +107,19 @@ def test_a_page_needs_nothing_from_outside(page):
     assert not re.search(r"<(script|iframe|link|img)\b[^>]*https?:", TEXTS[page])
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_fence_is_one(page):
+    broken = re.findall(r"^```+[^`\n]+`.*$", TEXTS[page], re.M)
+    assert not broken, f"no fence, since it holds a backtick; write ::: instead: {broken}"
+
+
 def test_every_figure_has_a_name_a_caption_and_alternative_text():
     for page, figure, image in figures():
         where = f"{name(page)}: {figure.get('name')}"
-        assert figure.get("name", "").startswith("fig-"), where
         assert len(figure.get("caption", "")) >= 20, where
+        if figure.get("name", "").startswith("tab-"):
+            continue  # a table is text already
+        assert figure.get("name", "").startswith("fig-"), where
         assert len(image.get("alt", "")) >= 20, where
         assert "$" not in image["alt"], f"{where}: alternative text can't hold maths"
 
@@ -128,9 +136,9 @@ def test_every_static_figure_has_a_caption_and_alternative_text():
 def test_every_figure_is_named_once_and_referred_to():
     everything = "\n".join(TEXTS.values())
     names = [figure.get("name") for _, figure, _ in figures()]
-    names += re.findall(r"^:name: (fig-\S+)", everything, re.M)
+    names += re.findall(r"^:name: ((?:fig|tab)-\S+)", everything, re.M)
     assert len(names) == len(set(names))
-    references = set(re.findall(r"\{numref\}`(?:[^`]*<)?(fig-[^`>]+)>?`", everything))
+    references = set(re.findall(r"\{numref\}`(?:[^`]*<)?((?:fig|tab)-[^`>]+)>?`", everything))
     assert not set(names) - references, "figures that no text mentions"
 
 

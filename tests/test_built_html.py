@@ -92,7 +92,7 @@ def test_nothing_is_left_unresolved(page):
             assert "tag_raises-exception" in cell.get("class", []), "a traceback"
         code.extract()
     text = article.get_text()
-    left = re.findall(r"\{[a-z:-]+\}`|\{(?:glue|cite|numref|ref|eq)\b|!!!|\?\?\?", text)
+    left = re.findall(r"\{[a-z:-]+\}`|\{(?:glue|cite|numref|ref|eq)\b|```|:::", text)
     assert not left, f"unresolved {left}"
     soup.cache_clear()
 
