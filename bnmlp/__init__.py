@@ -15,6 +15,7 @@ from bnmlp.isometry import isometry_gap, numerical_rank, orthogonality_gap
 from bnmlp.model import BNMLP
 from bnmlp.normalization import batch_norm, layer_norm
 from bnmlp.settings import at_scale, default_device, scale
+from bnmlp.training import sgd_step
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "orthogonality_gap",
     "perturbed_identity",
     "scale",
+    "sgd_step",
     "theory",
     "xavier_normal",
 ]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnmlp import engine
 from bnmlp.model import BNMLP
 
 
@@ -24,11 +25,7 @@ def gradient_norms(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: If labels do not fit the samples or the logits, or a gradient is not finite.
     """
-    logits = model.logits(x)  # (R, n, out)
-    loss = _mean_cross_entropy(logits, y).sum()
-    weights = (model.input_weight, model.hidden_weight, model.output_weight)
-    first, hidden, last = torch.autograd.grad(loss, weights, materialize_grads=True)
-    norms = torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]])
+    norms = _by_hand(model, x, y) if engine.supports(model) else _by_autograd(model, x, y)
     if not norms.isfinite().all():
         raise ValueError(
             f"gradient_norms: {int((~norms.isfinite()).sum())} of {norms.numel()} norms are not "
@@ -80,30 +77,33 @@ def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor
     return -(centred @ (log - log.mean(0))) / centred.square().sum()
 
 
-def _mean_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean over samples of each replica's cross entropy. Shape ``(R,)``."""
-    replicas, n, classes = logits.shape
-    if y.shape not in ((n,), (replicas, n)):
-        raise ValueError(
-            f"expected labels of shape ({n},) or ({replicas}, {n}), got {tuple(y.shape)}"
-        )
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"labels must be integers, got {y.dtype}; call y.long()")
-    if y.device != logits.device:
-        raise ValueError(f"labels are on {y.device}, logits on {logits.device}; move one of them")
-    if y.min() < 0 or y.max() >= classes:
-        raise ValueError(
-            f"labels must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}; "
-            "out_features of the model is the number of classes"
-        )
-    losses = F.cross_entropy(
-        logits.flatten(0, 1), y.long().expand(replicas, n).flatten(), reduction="none"
-    )
-    return losses.view(replicas, n).mean(1)
+@torch.no_grad()
+def _by_hand(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
+    model.check_input(x)
+    stack, weights = engine.stack_of(model, x.shape[-2]), model.layer_weights()
+    columns = x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
+    h = stack.forward(weights, columns)
+    logits = model.head(h)  # (R, n, out)
+    _, grad = engine.cross_entropy(logits, engine.labels_like(logits, y))
+    norms = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64)
+    norms[-1] = _norm(grad.mT @ h.mT)
+
+    def record(layer: int, weight: Tensor, grad: Tensor, h: Tensor) -> None:
+        norms[layer] = _norm(torch.bmm(grad, h.mT))
+
+    stack.backward(weights, columns, model.output_weight.mT @ grad.mT, record)
+    return norms.to(x.device)
+
+
+def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
+    logits = model.logits(x)
+    labels = engine.labels_like(logits, y)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / x.shape[-2]
+    weights = (model.input_weight, model.hidden_weight, model.output_weight)
+    first, hidden, last = torch.autograd.grad(loss, weights, materialize_grads=True)
+    return torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]])
 
 
 def _norm(gradient: Tensor) -> Tensor:
-    # The square of a float32 overflows near 1e19: scale by the largest entry first.
-    peak = gradient.abs().amax((-2, -1), keepdim=True)
-    scaled = torch.linalg.vector_norm(gradient / torch.where(peak > 0, peak, 1), dim=(-2, -1))
-    return scaled.double() * peak[..., 0, 0].double()
+    # In float64, since the square of a float32 overflows near 1e19.
+    return torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=torch.float64)

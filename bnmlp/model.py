@@ -186,10 +186,23 @@ class BNMLP(nn.Module):
         """
         for *_, h in self._layers(x, update_averages):
             pass
-        z = self.output_weight @ h  # (R, out, n)
-        if self.output_bias is not None:
-            z = z + self.output_bias.unsqueeze(-1)
-        return z.mT
+        return self.head(h)
+
+    def head(self, h: Tensor) -> Tensor:
+        """Logits from the last representation.
+
+        Args:
+            h: Shape ``(R, width, n)``.
+
+        Returns:
+            Logits. Shape ``(R, n, out_features)``.
+        """
+        z = h.mT @ self.output_weight.mT  # (R, n, out)
+        return z if self.output_bias is None else z + self.output_bias.unsqueeze(1)
+
+    def layer_weights(self) -> tuple[Tensor, ...]:
+        """The weights of every normalised layer, input layer first. Each ``(R, width, m)``."""
+        return (self.input_weight, *self.hidden_weight.unbind())
 
     @torch.no_grad()
     def representations(self, x: Tensor) -> dict[str, Tensor]:
@@ -215,10 +228,10 @@ class BNMLP(nn.Module):
 
     def _layers(self, x: Tensor, update: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The three stages of each layer, in the order they are computed."""
-        self._check_input(x)
+        self.check_input(x)
         h = x.mT  # (in, n) or (R, in, n)
         activation = ACTIVATIONS[self.activation]
-        for i, weight in enumerate((self.input_weight, *self.hidden_weight.unbind(0))):
+        for i, weight in enumerate(self.layer_weights()):
             z = weight @ h  # (R, width, n)
             if self.layer_bias is not None:
                 z = z + self.layer_bias[i].unsqueeze(-1)
@@ -258,7 +271,8 @@ class BNMLP(nn.Module):
             var = z.square().mean(-1)
         self.running_var[i].lerp_(var * n if self.unit_norm else var, self.momentum)
 
-    def _check_input(self, x: Tensor) -> None:
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` is a batch for this model, naming the remedy."""
         expected = f"(n, {self.in_features}) or ({self.replicas}, n, {self.in_features})"
         fits = (
             x.ndim in (2, 3)

@@ -1,0 +1,102 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain import PlainNetwork
+from test_model import IN, OUT, WIDTH, N, randomise
+
+from bnmlp import ACTIVATIONS, BNMLP, sgd_step
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+def test_steps_are_those_of_plain_pytorch(norm, activation):
+    flags = itertools.product(
+        ("norm_act", "act_norm"), (True, False), (True, False), (True, False), (True, False)
+    )
+    for order, center, unit, bias, affine in flags:
+        model = randomise(
+            BNMLP(
+                IN,
+                WIDTH,
+                5,
+                OUT,
+                norm=norm,
+                activation=activation,
+                order=order,
+                center=center,
+                unit_norm=unit,
+                bias=bias,
+                affine=affine,
+                gain=0.9,
+                gain_exponent=0.2,
+                replicas=2,
+                dtype=torch.float64,
+            )  # fmt: skip
+        )
+        plain = [PlainNetwork(model, r) for r in range(2)]
+        optimisers = [torch.optim.SGD(p.parameters(), lr=0.05) for p in plain]
+        for step in range(4):
+            x, y = torch.randn(2, N, IN), torch.randint(OUT, (2, N))
+            losses = sgd_step(model, x, y, 0.05)
+            for r, (p, optimiser) in enumerate(zip(plain, optimisers, strict=True)):
+                optimiser.zero_grad()
+                loss = F.cross_entropy(p(x[r]), y[r])
+                loss.backward()
+                optimiser.step()
+                assert losses[r].item() == pytest.approx(loss.item(), rel=1e-9), f"{step} {model}"
+        x = torch.randn(2, N, IN)
+        for training in (False, True):  # a plain forward pass in training moves averages
+            model.train(training)
+            for r, p in enumerate(plain):
+                is_torch_norm = norm != "batch" or (center and not unit)
+                if not training and not is_torch_norm:
+                    continue  # the hand-written reference keeps no running averages
+                torch.testing.assert_close(
+                    model.logits(x)[r], p.train(training)(x[r]), rtol=1e-9, atol=1e-10
+                )
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("unit", [True, False])
+def test_running_averages_of_a_step_are_those_of_a_forward_pass(center, unit):
+    def build():
+        return BNMLP(IN, WIDTH, 6, OUT, activation="tanh", center=center, unit_norm=unit,
+                     replicas=2, dtype=torch.float64)  # fmt: skip
+
+    stepped, called = build(), build()
+    for _ in range(3):
+        x, y = torch.randn(N, IN), torch.randint(OUT, (N,))
+        sgd_step(stepped, x, y, 0.0)
+        called(x)
+    torch.testing.assert_close(stepped.running_mean, called.running_mean)
+    torch.testing.assert_close(stepped.running_var, called.running_var)
+
+
+def test_buffers_follow_the_batch_size():
+    model = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", dtype=torch.float64)
+    for n in (N, 5, N, 20):
+        x, y = torch.randn(n, IN), torch.randint(OUT, (n,))
+        expected = F.cross_entropy(model.logits(x)[0], y)
+        torch.testing.assert_close(sgd_step(model, x, y, 0.1)[0], expected.detach())
+
+
+def test_a_step_lowers_the_loss_of_every_replica():
+    model = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", replicas=5, dtype=torch.float64)
+    x, y = torch.randn(N, IN), torch.randint(OUT, (N,))
+    first = sgd_step(model, x, y, 0.05)
+    assert (sgd_step(model, x, y, 0.05) < first).all()
+
+
+@pytest.mark.parametrize("learning_rate", [-1.0, float("nan"), float("inf")])
+def test_bad_learning_rates_are_refused(learning_rate):
+    model = BNMLP(IN, WIDTH, 2, OUT, dtype=torch.float64)
+    before = model.hidden_weight.clone()
+    with pytest.raises(ValueError, match="learning_rate must be"):
+        sgd_step(model, torch.randn(N, IN), torch.zeros(N, dtype=torch.int64), learning_rate)
+    with pytest.raises(ValueError, match="labels"):
+        sgd_step(model, torch.randn(N, IN), torch.full((N,), OUT), 0.1)
+    assert torch.equal(before, model.hidden_weight)
