@@ -88,7 +88,7 @@ def _show(fields: dict[str, str], name: str) -> None:
     for key, text in fields.items():
         glue(f"claim-{name}-{key}", text, display=False)
     text = {key: html.escape(value) for key, value in fields.items()}
-    state = "holds" if fields["outcome"] == "holds" else "unjudged"
+    state = "holds" if fields["outcome"] == "holds" else "open"
     display(
         HTML(
             f'<div class="claim claim-{state}" id="claim-{name}">'

@@ -14,7 +14,7 @@ def sgd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor
     r"""One step of stochastic gradient descent on the mean cross entropy of every replica.
 
     The same as ``torch.optim.SGD`` without momentum on ``model.parameters()``, running averages
-    included, several times faster for deep stacks: see :mod:`bnmlp.engine`.
+    included, several times faster for deep stacks (module ``bnmlp.engine``).
 
     Args:
         model: R networks; their parameters change in place.

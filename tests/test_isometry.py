@@ -15,6 +15,7 @@ from bnmlp import (
     numerical_rank,
     orthogonality_gap,
 )
+from bnmlp.isometry import _gap_by_singular_values
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -45,6 +46,15 @@ def test_equals_its_definition_to_nine_digits(d, condition):
     assert isometry_gap(torch.diag(s)).item() == pytest.approx(expected, rel=1e-9)
     rounding = 1e-9 if condition > 2 else 1e-7
     assert isometry_gap(x).item() == pytest.approx(expected, rel=rounding)
+
+
+@pytest.mark.parametrize("n", [30, 33])
+@pytest.mark.parametrize("condition", [1 + 1e-7, 1.001, 1.1, 3.0, 1e3, 1e6, 1e8])
+def test_elimination_and_singular_values_agree(n, condition):
+    x = torch.stack([with_spectrum(torch.logspace(0, -math.log10(condition), 30), n)] * 3)
+    x[1, 0] *= 1e6  # badly scaled rows are no obstacle
+    x[2, :, 0] *= 1e-6
+    torch.testing.assert_close(isometry_gap(x), _gap_by_singular_values(x), rtol=1e-9, atol=1e-16)
 
 
 @given(
