@@ -1,7 +1,7 @@
 """The network of the book: R independent deep MLPs with batch normalisation, run as one batch."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -205,25 +205,36 @@ class BNMLP(nn.Module):
         return (self.input_weight, *self.hidden_weight.unbind())
 
     @torch.no_grad()
-    def representations(self, x: Tensor) -> dict[str, Tensor]:
-        """Every layer's representations of ``x``.
+    def representations(self, x: Tensor, layers: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Representations of ``x`` in every layer, or in some.
 
         Args:
             x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+            layers: Indices of the layers to keep, from 0 and ascending; all if omitted.
 
         Returns:
             ``"linear"``, after the weights; ``"norm"``, after the normalisation;
-            ``"activation"``, after the activation. Each of shape ``(depth, R, width, n)``.
+            ``"activation"``, after the activation. Each of shape ``(len(layers), R, width, n)``.
+
+        Raises:
+            ValueError: If ``x`` does not fit, or ``layers`` does not ascend within the network.
         """
+        kept = list(range(self.depth)) if layers is None else [int(i) for i in layers]
+        if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < self.depth):
+            raise ValueError(f"layers must ascend within 0..{self.depth - 1}, got {kept}")
         names = ("linear", "norm", "activation")
         if self.order == "act_norm":
             names = ("linear", "activation", "norm")
         n = x.shape[-2] if x.ndim > 1 else 0
         like = {"dtype": self.input_weight.dtype, "device": self.input_weight.device}
-        out = {k: torch.empty(self.depth, self.replicas, self.width, n, **like) for k in names}
-        for i, stages in enumerate(self._layers(x)):
-            for name, stage in zip(names, stages, strict=True):
-                out[name][i] = stage
+        out = {k: torch.empty(len(kept), self.replicas, self.width, n, **like) for k in names}
+        position = {layer: i for i, layer in enumerate(kept)}
+        for layer, stages in enumerate(self._layers(x)):
+            if layer in position:
+                for name, stage in zip(names, stages, strict=True):
+                    out[name][position[layer]] = stage
+            if kept and layer == kept[-1]:
+                break
         return out
 
     def _layers(self, x: Tensor, update: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

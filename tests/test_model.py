@@ -126,6 +126,17 @@ def test_representations_are_the_stages_of_each_layer(order):
     torch.testing.assert_close(model.logits(x).mT, model.output_weight @ last[-1])
 
 
+def test_chosen_layers_are_those_of_the_whole():
+    model = BNMLP(IN, WIDTH, 6, OUT, activation="tanh", dtype=torch.float64)
+    x = torch.randn(N, IN)
+    whole, some = model.representations(x), model.representations(x, layers=[1, 4])
+    for name in whole:
+        assert torch.equal(some[name], whole[name][[1, 4]])
+    for bad in ([4, 1], [2, 2], [6], [-1]):
+        with pytest.raises(ValueError, match=r"ascend within 0\.\.5"):
+            model.representations(x, layers=bad)
+
+
 def test_state_dict_restores_the_network():
     model = BNMLP(IN, WIDTH, 3, OUT, replicas=2, affine=True, bias=True, dtype=torch.float64)
     model(torch.randn(N, IN))

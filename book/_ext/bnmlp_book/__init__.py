@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from sphinx.application import Sphinx
 
-from . import cache, pages, scoreboard, status
+from . import cache, execution, pages, scoreboard, status
 
 
 def set_site_url(app: Sphinx, config) -> None:
@@ -19,6 +19,8 @@ def setup(app: Sphinx) -> dict:
     """Register everything."""
     app.connect("config-inited", set_site_url, priority=100)
     app.connect("config-inited", cache.key_by_fingerprint, priority=100)
+    app.connect("config-inited", execution.share_cores)
+    app.connect("env-before-read-docs", execution.execute_ahead)
     app.connect("doctree-read", pages.note_numbers_from_elsewhere)
     app.connect("doctree-read", pages.share_description)
     app.connect("env-get-outdated", pages.outdated, priority=900)
