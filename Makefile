@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 CHAPTERS := $(shell grep -rl --include='*.md' '^kernelspec:' book)
 NOTEBOOKS := $(CHAPTERS:%.md=.notebooks/%.ipynb)
-# One thread for each worker: two kernels with two threads each are slower than with one.
+# One thread for each worker: kernels that compete for cores are many times slower.
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist loadgroup
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
