@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from sphinx.application import Sphinx
 
-from . import cache, execution, pages, scoreboard, status
+from . import cache, execution, figures, pages, scoreboard, status
 
 
 def set_site_url(app: Sphinx, config) -> None:
@@ -25,6 +25,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-read", pages.share_description)
     app.connect("env-get-outdated", pages.outdated, priority=900)
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
+    app.connect("build-finished", figures.round_coordinates)
     app.add_directive("build-info", status.BuildInfo)
     app.add_directive("scoreboard", scoreboard.Scoreboard)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
