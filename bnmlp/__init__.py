@@ -9,7 +9,7 @@ from bnmlp.data import (
     load_dataset,
     perturbed_identity,
 )
-from bnmlp.gradients import explosion_rate, gradient_norms
+from bnmlp.gradients import deep_gradient_norms, explosion_rate, gradient_norms
 from bnmlp.initialization import haar_orthogonal, xavier_normal
 from bnmlp.isometry import isometry_gap, numerical_rank, orthogonality_gap
 from bnmlp.model import BNMLP
@@ -26,6 +26,7 @@ __all__ = [
     "at_scale",
     "available_datasets",
     "batch_norm",
+    "deep_gradient_norms",
     "default_device",
     "degenerate_batch",
     "explosion_rate",

@@ -8,7 +8,7 @@ part of the matrix product. Derived and checked in the chapter "What it costs".
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,16 +51,15 @@ class Stack:
 
     Args:
         model: The network whose choices (normalisation, activation, gains) the layers follow.
-        n: Batch size.
-        first: Index of the first layer, from 0.
-        count: Number of layers; all if omitted.
+        x: A batch, for its size, type and device. Shape ``(..., n, features)``.
+        capacity: Number of layers the buffers hold; the model's depth if omitted.
     """
 
-    def __init__(self, model: BNMLP, n: int, first: int = 0, count: int | None = None) -> None:
-        self.model, self.n, self.first = model, n, first
-        self.count = model.depth if count is None else count
-        like = {"dtype": model.input_weight.dtype, "device": model.input_weight.device}
-        shape = (self.count, model.replicas, model.width, n)
+    def __init__(self, model: BNMLP, x: Tensor, capacity: int | None = None) -> None:
+        self.model, self.n, self.first = model, x.shape[-2], 0
+        n, capacity = self.n, capacity or model.depth
+        like = {"dtype": x.dtype, "device": x.device}
+        shape = (capacity, model.replicas, model.width, n)
         self.linear = torch.empty(shape, **like).unbind()
         self.out = torch.empty(shape, **like).unbind()
         # The stage between normalisation and activation, kept only where its gradient needs it.
@@ -68,7 +67,7 @@ class Stack:
         self.middle = (
             torch.empty(shape, **like).unbind()
             if self.keeps_middle
-            else (torch.empty(shape[1:], **like),) * self.count
+            else (torch.empty(shape[1:], **like),) * capacity
         )
         self.means = torch.zeros(*shape[:-1], 1, **like)
         self.rstds = torch.ones(*shape[:-1], 1, **like)
@@ -76,21 +75,23 @@ class Stack:
         self.eps = model.eps / n if model.unit_norm else model.eps
         self.scale = 1 / math.sqrt(n) if model.unit_norm else 1.0
         self.constants: dict[float, Tensor] = {}
-        if model.affine:  # gradients of the last backward pass, (count, R, d)
+        if model.affine:  # gradients of the last backward pass, (layers, R, d)
             self.norm_weight_grad = torch.zeros(shape[:-1], **like)
             self.norm_bias_grad = torch.zeros(shape[:-1], **like)
 
-    def forward(self, weights: Sequence[Tensor], h: Tensor) -> Tensor:
-        """Run the layers and keep what the way back needs.
+    def forward(self, weights: Sequence[Tensor], h: Tensor, first: int = 0) -> Tensor:
+        """Run some layers and keep what the way back needs.
 
         Args:
             weights: One matrix for each layer and replica. Each of shape ``(R, d, m)``.
             h: Representation that enters. Shape ``(R, m, n)``.
+            first: Index in the model of the first of these layers.
 
         Returns:
             Representation that leaves, a view of a buffer. Shape ``(R, d, n)``.
         """
         model, activate = self.model, ACTIVATE[self.model.activation]
+        self.first = first
         for i, weight in enumerate(weights):
             layer = self.first + i
             z = torch.bmm(weight, h, out=self.linear[i])
@@ -124,7 +125,7 @@ class Stack:
             Shape ``(R, m, n)``.
         """
         model, deactivate = self.model, DEACTIVATE[self.model.activation]
-        for i in reversed(range(self.count)):
+        for i in reversed(range(len(weights))):
             layer = self.first + i
             gain = model.gains[layer]
             if model.order == "act_norm":
@@ -141,8 +142,8 @@ class Stack:
         return grad
 
     def update_averages(self) -> None:
-        """Move the model's running averages towards the statistics of the last forward pass."""
-        model, layers = self.model, slice(self.first, self.first + self.count)
+        """Move the running averages of all layers towards the last forward pass."""
+        model = self.model
         if model.norm != "batch":
             return
         var = self.rstds.squeeze(-1) ** -2 - self.eps
@@ -150,9 +151,9 @@ class Stack:
             var *= self.n
         elif model.center:
             var *= self.n / (self.n - 1)
-        model.running_var[layers].lerp_(var, model.momentum)
+        model.running_var.lerp_(var, model.momentum)
         if model.center:
-            model.running_mean[layers].lerp_(self.means.squeeze(-1), model.momentum)
+            model.running_mean.lerp_(self.means.squeeze(-1), model.momentum)
 
     def _normalize(self, i: int, z: Tensor, gain: float, out: Tensor) -> Tensor:
         """Normalise, apply the affine part, multiply by ``gain``; ``out`` may be used."""
@@ -211,17 +212,56 @@ class Stack:
 _STACKS: "weakref.WeakKeyDictionary[BNMLP, Stack]" = weakref.WeakKeyDictionary()
 
 
-def stack_of(model: BNMLP, n: int) -> Stack:
-    """The model's buffers for batches of ``n``, kept from call to call."""
+def stack_of(model: BNMLP, x: Tensor) -> Stack:
+    """Buffers for all layers of the model and batches like ``x``, kept from call to call."""
     stack = _STACKS.get(model)
-    weight = model.input_weight
-    if stack is None or (stack.n, stack.means.dtype, stack.means.device) != (
-        n,
-        weight.dtype,
-        weight.device,
-    ):
-        stack = _STACKS[model] = Stack(model, n)
+    wanted = (x.shape[-2], x.dtype, x.device)
+    if stack is None or (stack.n, stack.means.dtype, stack.means.device) != wanted:
+        _STACKS.pop(model, None)  # free the old buffers before taking new ones
+        stack = _STACKS[model] = Stack(model, x)
     return stack
+
+
+def backward_in_segments(
+    model: BNMLP,
+    x: Tensor,
+    y: Tensor,
+    weights_of: Callable[[range], Sequence[Tensor]],
+    visit: Visit,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> None:
+    """Visit the gradients of every layer, last first, with memory for the root of the depth.
+
+    The way in keeps the representation at the start of each segment only; the way back runs each
+    segment again. One forward pass more buys buffers small enough to stay in the cache.
+
+    Args:
+        model: The network whose choices the layers follow.
+        x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+        y: Labels. Shape ``(n,)`` or ``(R, n)``.
+        weights_of: Gives the weights of consecutive layers, each of shape ``(R, d, m)``; index
+            ``depth`` is the output matrix.
+        visit: Called for each layer and, first of all, for the output matrix.
+        progress: Wraps the loop over segments, as tqdm does.
+    """
+    depth = model.depth
+    length = max(1, math.isqrt(depth))
+    starts = range(0, depth, length)
+    stack = Stack(model, x, min(length, depth))
+    h = x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
+    entering = []
+    for first in progress(starts):
+        entering.append(h)
+        h = stack.forward(weights_of(range(first, min(first + length, depth))), h, first).clone()
+    (output_weight,) = weights_of(range(depth, depth + 1))
+    logits = model.head(h, output_weight)  # (R, n, out)
+    _, grad = cross_entropy(logits, labels_like(logits, y))
+    visit(depth, output_weight, grad.mT, h)
+    grad = torch.bmm(output_weight.mT, grad.mT)
+    for first in progress(starts[::-1]):
+        weights, h = weights_of(range(first, min(first + length, depth))), entering.pop()
+        stack.forward(weights, h, first)
+        grad = stack.backward(weights, h, grad, visit)
 
 
 def labels_like(logits: Tensor, y: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Gradient norms of every layer and the rate at which they grow towards the input."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from bnmlp import engine
 from bnmlp.model import BNMLP
@@ -25,13 +26,61 @@ def gradient_norms(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: If labels do not fit the samples or the logits, or a gradient is not finite.
     """
-    norms = _by_hand(model, x, y) if engine.supports(model) else _by_autograd(model, x, y)
-    if not norms.isfinite().all():
-        raise ValueError(
-            f"gradient_norms: {int((~norms.isfinite()).sum())} of {norms.numel()} norms are not "
-            "finite; gradients have left the range of the model's type, use dtype=torch.float64"
-        )
-    return norms
+    return _finite(_by_hand(model, x, y) if engine.supports(model) else _by_autograd(model, x, y))
+
+
+@torch.no_grad()
+def deep_gradient_norms(
+    x: Tensor,
+    y: Tensor,
+    *,
+    width: int,
+    depth: int,
+    out_features: int,
+    progress: bool | None = None,
+    **options: object,
+) -> Tensor:
+    """Gradient norms at initialisation of networks deeper than memory holds.
+
+    The same as :func:`gradient_norms` of a new :class:`BNMLP`, in memory that grows with the
+    square root of the depth: weights are drawn from the seed when a layer needs them, twice, and
+    representations are computed twice.
+
+    Args:
+        x: Samples; their type and device are those of the computation. Shape
+            ``(n, in_features)`` or ``(R, n, in_features)``.
+        y: Class labels, int64. Shape ``(n,)`` or ``(R, n)``.
+        width: Features of each layer.
+        depth: Number of normalised layers.
+        out_features: Number of logits.
+        progress: Show a progress bar; by default where standard error is a terminal.
+        **options: Further options of :class:`BNMLP`, as ``init``, ``replicas`` and ``seed``.
+
+    Returns:
+        Norms, input layer first, output layer last, float64. Shape ``(depth + 1, R)``.
+
+    Raises:
+        ValueError: As :class:`BNMLP` and :func:`gradient_norms`, and for layer normalisation.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"deep_gradient_norms: samples are rows, got shape {tuple(x.shape)}")
+    if "dtype" in options or "device" in options:
+        raise ValueError("deep_gradient_norms: dtype and device are those of x; convert x")
+    # On the device "meta" the model is a description without weights.
+    model = BNMLP(x.shape[-1], width, depth, out_features, dtype=x.dtype, device="meta", **options)
+    if not engine.supports(model):
+        raise ValueError("deep_gradient_norms: norm must be 'batch' or 'none'")
+    if model.affine or model.layer_bias is not None:
+        raise ValueError("deep_gradient_norms: affine and bias change nothing at initialisation")
+    hidden = None if progress is None else not progress
+
+    def weights_of(layers: range) -> list[Tensor]:
+        return [w.to(x.device) for w in model.draw_weights(layers)]
+
+    def bar(segments: range) -> tqdm:
+        return tqdm(segments, disable=hidden, unit="segment", leave=False)
+
+    return _finite(_record(model, x, y, weights_of, bar))
 
 
 def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor:
@@ -80,19 +129,25 @@ def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor
 @torch.no_grad()
 def _by_hand(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     model.check_input(x)
-    stack, weights = engine.stack_of(model, x.shape[-2]), model.layer_weights()
-    columns = x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
-    h = stack.forward(weights, columns)
-    logits = model.head(h)  # (R, n, out)
-    _, grad = engine.cross_entropy(logits, engine.labels_like(logits, y))
-    norms = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64)
-    norms[-1] = _norm(grad.mT @ h.mT)
+    weights = (*model.layer_weights(), model.output_weight)
+    return _record(model, x, y, lambda layers: weights[layers.start : layers.stop])
+
+
+def _record(
+    model: BNMLP,
+    x: Tensor,
+    y: Tensor,
+    weights_of: Callable[[range], Sequence[Tensor]],
+    progress: Callable = iter,
+) -> Tensor:
+    place = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
+    norms = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64, device=place)
 
     def record(layer: int, weight: Tensor, grad: Tensor, h: Tensor) -> None:
         norms[layer] = _norm(torch.bmm(grad, h.mT))
 
-    stack.backward(weights, columns, model.output_weight.mT @ grad.mT, record)
-    return norms.to(x.device)
+    engine.backward_in_segments(model, x, y, weights_of, record, progress)
+    return norms
 
 
 def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
@@ -104,6 +159,17 @@ def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]])
 
 
+def _finite(norms: Tensor) -> Tensor:
+    if not norms.isfinite().all():
+        raise ValueError(
+            f"gradient_norms: {int((~norms.isfinite()).sum())} of {norms.numel()} norms are not "
+            "finite; gradients have left the range of the model's type, use dtype=torch.float64"
+        )
+    return norms
+
+
 def _norm(gradient: Tensor) -> Tensor:
     # In float64, since the square of a float32 overflows near 1e19.
+    if gradient.device.type == "mps":
+        gradient = gradient.cpu()
     return torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=torch.float64)

@@ -121,10 +121,10 @@ class BNMLP(nn.Module):
         self.gains = gain_schedule(depth, gain, gain_exponent).tolist()
 
         def weights(layers: range, rows: int, columns: int) -> nn.Parameter:
-            drawn = initial_weights(
-                init, layers, range(replicas), rows, columns, seed=seed, gain=init_gain, dtype=dtype
-            )
-            return nn.Parameter(drawn.to(device))
+            if torch.device(device or "cpu").type == "meta":  # a description without numbers
+                shape = (len(layers), replicas, rows, columns)
+                return nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+            return nn.Parameter(self._draw(layers, rows, columns, dtype).to(device))
 
         # Layer numbers of the seeds: 0 input, 1 output, 2.. hidden, so a deeper network of the
         # same seed starts with the same layers.
@@ -147,6 +147,35 @@ class BNMLP(nn.Module):
         self.register_buffer(
             "running_var", torch.ones(per_feature, **like) if has_averages else None
         )
+
+    def _draw(self, layers: range, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        return initial_weights(
+            self.init, layers, range(self.replicas), rows, columns,
+            seed=self.seed, gain=self.init_gain, dtype=dtype,
+        )  # fmt: skip
+
+    def draw_weights(self, layers: range) -> tuple[Tensor, ...]:
+        """The initial weights of consecutive layers, drawn anew from the seed.
+
+        Args:
+            layers: Indices, from 0 for the layer that reads the input to ``depth`` for the output
+                matrix. The two rectangular matrices may be asked for with others.
+
+        Returns:
+            One matrix per layer and replica on the CPU. Each of shape ``(R, rows, columns)``.
+        """
+        dtype, width = self.input_weight.dtype, self.width
+        drawn = []
+        if layers.start == 0:
+            drawn += self._draw(range(1), width, self.in_features, dtype).unbind()
+        hidden = range(max(1, layers.start), min(layers.stop, self.depth))
+        if len(hidden):
+            drawn += self._draw(
+                range(hidden.start + 1, hidden.stop + 1), width, width, dtype
+            ).unbind()
+        if layers.stop == self.depth + 1:
+            drawn += self._draw(range(1, 2), self.out_features, width, dtype).unbind()
+        return tuple(drawn)
 
     def extra_repr(self) -> str:
         """Sizes and choices shown by ``print(model)``."""
@@ -188,16 +217,17 @@ class BNMLP(nn.Module):
             pass
         return self.head(h)
 
-    def head(self, h: Tensor) -> Tensor:
+    def head(self, h: Tensor, weight: Tensor | None = None) -> Tensor:
         """Logits from the last representation.
 
         Args:
             h: Shape ``(R, width, n)``.
+            weight: Weights to use instead of ``output_weight``. Shape ``(R, out, width)``.
 
         Returns:
             Logits. Shape ``(R, n, out_features)``.
         """
-        z = h.mT @ self.output_weight.mT  # (R, n, out)
+        z = h.mT @ (self.output_weight if weight is None else weight).mT  # (R, n, out)
         return z if self.output_bias is None else z + self.output_bias.unsqueeze(1)
 
     def layer_weights(self) -> tuple[Tensor, ...]:

@@ -38,7 +38,7 @@ def sgd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor
 @torch.no_grad()
 def _step_by_hand(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
     model.check_input(x)
-    stack, weights = engine.stack_of(model, x.shape[-2]), model.layer_weights()
+    stack, weights = engine.stack_of(model, x), model.layer_weights()
     columns = x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
     h = stack.forward(weights, columns)
     logits = model.head(h)  # (R, n, out)

@@ -1,7 +1,12 @@
 """One seed for every test; float64 is asked for where it matters."""
 
+import hypothesis
 import pytest
 import torch
+
+# How long a first call takes says nothing about the code.
+hypothesis.settings.register_profile("bnmlp", deadline=None)
+hypothesis.settings.load_profile("bnmlp")
 
 
 @pytest.fixture(autouse=True)

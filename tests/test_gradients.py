@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call
 
-from bnmlp import BNMLP, explosion_rate, gradient_norms
+from bnmlp import BNMLP, deep_gradient_norms, explosion_rate, gradient_norms
+from bnmlp.gradients import _by_autograd
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -127,3 +128,40 @@ def test_gradients_that_are_not_finite_are_refused_with_the_remedy():
 def test_bad_norms_are_refused(norms, layers, message):
     with pytest.raises(ValueError, match=message):
         explosion_rate(norms, layers)
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "gaussian"])
+@pytest.mark.parametrize("depth", [1, 2, 7, 50])
+@pytest.mark.parametrize("activation", ["identity", "tanh", "sin"])
+def test_drawing_weights_twice_changes_nothing(init, depth, activation):
+    options = {"init": init, "activation": activation, "gain": 0.7, "replicas": 3, "seed": 4}
+    x, y = torch.randn(3, 8, 6), torch.randint(3, (3, 8))
+    model = BNMLP(6, 5, depth, 3, dtype=torch.float64, **options)
+    deep = deep_gradient_norms(x, y, width=5, depth=depth, out_features=3, **options)
+    torch.testing.assert_close(deep, gradient_norms(model, x, y), rtol=1e-12, atol=0)
+
+
+@pytest.mark.slow
+def test_deep_norms_equal_autograd_at_depth_2000():
+    x, y = torch.randn(20, 30), torch.arange(20) % 3
+    deep = deep_gradient_norms(x, y, width=20, depth=2000, out_features=3, activation="tanh",
+                               gain=0.3)  # fmt: skip
+    model = BNMLP(30, 20, 2000, 3, activation="tanh", gain=0.3, dtype=torch.float64)
+    plain = _by_autograd(model, x, y)
+    error = ((deep - plain).abs() / plain).max().item()
+    assert error < 1e-6, f"relative error {error:.1e}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "layer"}, "norm must be"),
+        ({"bias": True}, "change nothing"),
+        ({"dtype": torch.float32}, "convert x"),
+        ({"depth": 0}, "depth must be"),
+    ],
+)
+def test_deep_norms_refuse_what_they_cannot_do(options, message):
+    sizes = {"width": 5, "depth": 3, "out_features": 3}
+    with pytest.raises(ValueError, match=message):
+        deep_gradient_norms(torch.randn(8, 6), torch.zeros(8).long(), **{**sizes, **options})
