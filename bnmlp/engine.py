@@ -227,13 +227,14 @@ def backward_in_segments(
     x: Tensor,
     y: Tensor,
     weights_of: Callable[[range], Sequence[Tensor]],
-    visit: Visit,
+    visit: Callable[[int, Tensor, Tensor, Tensor], None],
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> None:
     """Visit the gradients of every layer, last first, with memory for the root of the depth.
 
     The way in keeps the representation at the start of each segment only; the way back runs each
-    segment again. One forward pass more buys buffers small enough to stay in the cache.
+    segment again. One forward pass more buys buffers small enough to stay in the cache. Between
+    segments the gradient is scaled to a largest entry of one, so no depth over- or underflows.
 
     Args:
         model: The network whose choices the layers follow.
@@ -241,7 +242,9 @@ def backward_in_segments(
         y: Labels. Shape ``(n,)`` or ``(R, n)``.
         weights_of: Gives the weights of consecutive layers, each of shape ``(R, d, m)``; index
             ``depth`` is the output matrix.
-        visit: Called for each layer and, first of all, for the output matrix.
+        visit: Called for each layer and, first of all, for the output matrix with (layer,
+            gradient of the linear stage, input of the layer, logarithm of the factor by which the
+            gradient has been divided). Shapes ``(R, d, n)``, ``(R, m, n)`` and ``(R,)``.
         progress: Wraps the loop over segments, as tqdm does.
     """
     depth = model.depth
@@ -256,12 +259,18 @@ def backward_in_segments(
     (output_weight,) = weights_of(range(depth, depth + 1))
     logits = model.head(h, output_weight)  # (R, n, out)
     _, grad = cross_entropy(logits, labels_like(logits, y))
-    visit(depth, output_weight, grad.mT, h)
+    log_scale = torch.zeros(model.replicas, dtype=grad.dtype, device=grad.device)
+    visit(depth, grad.mT, h, log_scale)
     grad = torch.bmm(output_weight.mT, grad.mT)
     for first in progress(starts[::-1]):
         weights, h = weights_of(range(first, min(first + length, depth))), entering.pop()
+        peak = grad.abs().amax((1, 2)).clamp_min(torch.finfo(grad.dtype).tiny)
+        log_scale = log_scale + peak.log()
+        grad /= peak[:, None, None]
         stack.forward(weights, h, first)
-        grad = stack.backward(weights, h, grad, visit)
+        grad = stack.backward(
+            weights, h, grad, lambda layer, weight, g, h, scale=log_scale: visit(layer, g, h, scale)
+        )
 
 
 def labels_like(logits: Tensor, y: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from bnmlp import engine
 from bnmlp.model import BNMLP
 
 
-def gradient_norms(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
+def gradient_norms(model: BNMLP, x: Tensor, y: Tensor, *, log: bool = False) -> Tensor:
     r"""Frobenius norms of the gradients of the mean cross entropy for every weight matrix.
 
     Args:
         model: R networks.
         x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
         y: Class labels, int64. Shape ``(n,)`` or ``(R, n)``.
+        log: Return natural logarithms, which do not overflow at any depth.
 
     Returns:
         :math:`\lVert\partial\mathcal L/\partial W\rVert_F`, input layer first, output layer last,
@@ -26,7 +27,8 @@ def gradient_norms(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: If labels do not fit the samples or the logits, or a gradient is not finite.
     """
-    return _finite(_by_hand(model, x, y) if engine.supports(model) else _by_autograd(model, x, y))
+    logs = _by_hand(model, x, y) if engine.supports(model) else _by_autograd(model, x, y)
+    return _checked(logs, log)
 
 
 @torch.no_grad()
@@ -37,6 +39,7 @@ def deep_gradient_norms(
     width: int,
     depth: int,
     out_features: int,
+    log: bool = False,
     progress: bool | None = None,
     **options: object,
 ) -> Tensor:
@@ -53,6 +56,7 @@ def deep_gradient_norms(
         width: Features of each layer.
         depth: Number of normalised layers.
         out_features: Number of logits.
+        log: Return natural logarithms: gradients that explode leave float64 near 700 nats.
         progress: Show a progress bar; by default where standard error is a terminal.
         **options: Further options of :class:`BNMLP`, as ``init``, ``replicas`` and ``seed``.
 
@@ -80,7 +84,7 @@ def deep_gradient_norms(
     def bar(segments: range) -> tqdm:
         return tqdm(segments, disable=hidden, unit="segment", leave=False)
 
-    return _finite(_record(model, x, y, weights_of, bar))
+    return _checked(_record(model, x, y, weights_of, bar), log)
 
 
 def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor:
@@ -141,13 +145,13 @@ def _record(
     progress: Callable = iter,
 ) -> Tensor:
     place = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
-    norms = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64, device=place)
+    logs = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64, device=place)
 
-    def record(layer: int, weight: Tensor, grad: Tensor, h: Tensor) -> None:
-        norms[layer] = _norm(torch.bmm(grad, h.mT))
+    def record(layer: int, grad: Tensor, h: Tensor, log_scale: Tensor) -> None:
+        logs[layer] = _norm(torch.bmm(grad, h.mT)).log() + log_scale.to(place)
 
     engine.backward_in_segments(model, x, y, weights_of, record, progress)
-    return norms
+    return logs
 
 
 def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
@@ -156,14 +160,16 @@ def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / x.shape[-2]
     weights = (model.input_weight, model.hidden_weight, model.output_weight)
     first, hidden, last = torch.autograd.grad(loss, weights, materialize_grads=True)
-    return torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]])
+    return torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]]).log()
 
 
-def _finite(norms: Tensor) -> Tensor:
-    if not norms.isfinite().all():
+def _checked(logs: Tensor, log: bool) -> Tensor:
+    norms = logs if log else logs.exp()
+    wrong = norms.isnan() | norms.isposinf()  # minus infinity is the logarithm of zero
+    if wrong.any():
         raise ValueError(
-            f"gradient_norms: {int((~norms.isfinite()).sum())} of {norms.numel()} norms are not "
-            "finite; gradients have left the range of the model's type, use dtype=torch.float64"
+            f"gradient_norms: {int(wrong.sum())} of {norms.numel()} norms are not finite; if the "
+            "samples are, use dtype=torch.float64, and log=True where that overflows too"
         )
     return norms
 

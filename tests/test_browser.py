@@ -11,6 +11,7 @@ import pytest
 
 SITE = Path(__file__).parents[1] / "_build" / "html"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in (SITE / "book").rglob("*.html"))
+OTHERS = ["index.html", "404.html", "genindex.html", "search.html?q=network"] if PAGES else []
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 pytestmark = [
@@ -22,12 +23,12 @@ pytestmark = [
 
 UNRENDERED = """() => {
   const left = [...document.querySelectorAll("mjx-merror")].map(tag => tag.textContent);
-  for (const tag of document.querySelectorAll("article .math")) {
+  for (const tag of document.querySelectorAll("main .math")) {
     if (!tag.querySelector("mjx-container")) left.push(tag.textContent);
   }
-  const article = document.querySelector("article").cloneNode(true);
-  article.querySelectorAll("pre, code, script, style, mjx-container").forEach(tag => tag.remove());
-  return left.concat(article.textContent.match(/\\$[^$\\n]+\\$|\\\\\\(|\\\\\\[/g) || []);
+  const main = document.querySelector("main").cloneNode(true);
+  main.querySelectorAll("pre, code, script, style, mjx-container").forEach(tag => tag.remove());
+  return left.concat(main.textContent.match(/\\$[^$\\n]+\\$|\\\\\\(|\\\\\\[/g) || []);
 }"""
 OVERFLOWING = """() => {
   const page = document.documentElement;
@@ -68,7 +69,7 @@ def browser():
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", PAGES + OTHERS)
 def test_a_page_opens(browser, address, name, width, mode):
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=mode, service_workers="block"

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 from bnmlp import BNMLP, deep_gradient_norms, explosion_rate, gradient_norms
-from bnmlp.gradients import _by_autograd
+from bnmlp.gradients import _by_autograd, _norm
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -60,8 +60,6 @@ def test_norms_agree_with_finite_differences_along_the_gradient():
 
 
 def test_a_gradient_beyond_float32s_squares_still_has_a_norm():
-    from bnmlp.gradients import _norm
-
     assert _norm(torch.full((3, 4), 1e30, dtype=torch.float32)).item() == pytest.approx(
         1e30 * 12**0.5
     )
@@ -141,13 +139,27 @@ def test_drawing_weights_twice_changes_nothing(init, depth, activation):
     torch.testing.assert_close(deep, gradient_norms(model, x, y), rtol=1e-12, atol=0)
 
 
+def test_logarithms_go_where_float32_overflows():
+    # tanh without gain explodes by about a tenth of a nat per layer: float32 ends near depth 900.
+    x, y = torch.randn(12, 9), torch.arange(12) % 3
+    options = {"activation": "sin", "gain": 3.0, "seed": 1}
+    model = BNMLP(9, 10, 400, 3, dtype=torch.float32, **options)
+    logs = gradient_norms(model, x.float(), y, log=True)
+    reference = BNMLP(9, 10, 400, 3, dtype=torch.float64, **options)
+    exact = gradient_norms(reference, x, y, log=True)
+    assert logs[1].item() > 100, f"only {logs[1].item():.0f} nats"
+    # Chaotic dynamics: float32 and float64 trajectories differ, their growth does not.
+    assert logs[1].item() == pytest.approx(exact[1].item(), rel=0.3)
+    torch.testing.assert_close(gradient_norms(reference, x, y).log(), exact)
+
+
 @pytest.mark.slow
 def test_deep_norms_equal_autograd_at_depth_2000():
     x, y = torch.randn(20, 30), torch.arange(20) % 3
     deep = deep_gradient_norms(x, y, width=20, depth=2000, out_features=3, activation="tanh",
                                gain=0.3)  # fmt: skip
     model = BNMLP(30, 20, 2000, 3, activation="tanh", gain=0.3, dtype=torch.float64)
-    plain = _by_autograd(model, x, y)
+    plain = _by_autograd(model, x, y).exp()
     error = ((deep - plain).abs() / plain).max().item()
     assert error < 1e-6, f"relative error {error:.1e}"
 

@@ -19,7 +19,7 @@ def setup(app: Sphinx) -> dict:
     """Register everything."""
     app.connect("config-inited", set_site_url, priority=100)
     app.connect("config-inited", cache.key_by_fingerprint, priority=100)
-    app.connect("config-inited", execution.share_cores)
+    app.connect("config-inited", execution.share_cores, priority=50)  # before torch is imported
     app.connect("env-before-read-docs", execution.execute_ahead)
     app.connect("doctree-read", pages.note_numbers_from_elsewhere)
     app.connect("doctree-read", pages.share_description)
