@@ -239,7 +239,7 @@ def backward_in_segments(
     Args:
         model: The network whose choices the layers follow.
         x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
-        y: Labels. Shape ``(n,)`` or ``(R, n)``.
+        y: Labels. Shape ``(R, n)``.
         weights_of: Gives the weights of consecutive layers, each of shape ``(R, d, m)``; index
             ``depth`` is the output matrix.
         visit: Called for each layer and, first of all, for the output matrix with (layer,
@@ -257,8 +257,7 @@ def backward_in_segments(
         entering.append(h)
         h = stack.forward(weights_of(range(first, min(first + length, depth))), h, first).clone()
     (output_weight,) = weights_of(range(depth, depth + 1))
-    logits = model.head(h, output_weight)  # (R, n, out)
-    _, grad = cross_entropy(logits, labels_like(logits, y))
+    _, grad = cross_entropy(model.head(h, output_weight), y)
     log_scale = torch.zeros(model.replicas, dtype=grad.dtype, device=grad.device)
     visit(depth, grad.mT, h, log_scale)
     grad = torch.bmm(output_weight.mT, grad.mT)
@@ -273,11 +272,12 @@ def backward_in_segments(
         )
 
 
-def labels_like(logits: Tensor, y: Tensor) -> Tensor:
-    """Check class labels against logits.
+def labels_like(output_weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Check class labels against samples and model.
 
     Args:
-        logits: Shape ``(R, n, out)``.
+        output_weight: Shape ``(R, out, width)``.
+        x: Samples. Shape ``(..., n, features)``.
         y: Labels. Shape ``(n,)`` or ``(R, n)``.
 
     Returns:
@@ -286,15 +286,15 @@ def labels_like(logits: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: If shape, type, device or range do not fit.
     """
-    replicas, n, classes = logits.shape
+    (replicas, classes), n = output_weight.shape[:2], x.shape[-2]
     if y.shape not in ((n,), (replicas, n)):
         raise ValueError(
             f"expected labels of shape ({n},) or ({replicas}, {n}), got {tuple(y.shape)}"
         )
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {y.dtype}; call y.long()")
-    if y.device != logits.device:
-        raise ValueError(f"labels are on {y.device}, logits on {logits.device}; move one of them")
+    if y.device != x.device:
+        raise ValueError(f"labels are on {y.device}, samples on {x.device}; move one of them")
     low, high = torch.stack(torch.aminmax(y)).tolist()
     if low < 0 or high >= classes:
         raise ValueError(

@@ -150,13 +150,14 @@ def _record(
     def record(layer: int, grad: Tensor, h: Tensor, log_scale: Tensor) -> None:
         logs[layer] = _norm(torch.bmm(grad, h.mT)).log() + log_scale.to(place)
 
+    y = engine.labels_like(model.output_weight, x, y)
     engine.backward_in_segments(model, x, y, weights_of, record, progress)
     return logs
 
 
 def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     logits = model.logits(x)
-    labels = engine.labels_like(logits, y)
+    labels = engine.labels_like(model.output_weight, x, y)
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / x.shape[-2]
     weights = (model.input_weight, model.hidden_weight, model.output_weight)
     first, hidden, last = torch.autograd.grad(loss, weights, materialize_grads=True)

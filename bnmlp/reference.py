@@ -1,8 +1,13 @@
-"""The network of the book as one would write it with PyTorch's own layers: the reference."""
+"""The network of the book as one would write it with PyTorch's own layers.
+
+The tests compare every other path with it, and the book its speed.
+"""
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+from bnmlp.model import BNMLP
 
 ACTIVATIONS = {
     "identity": nn.Identity(),
@@ -16,13 +21,16 @@ ACTIVATIONS = {
 class HandWrittenNorm(nn.Module):
     """Normalisations PyTorch has no layer for; samples are rows here. ``dim`` 0 is the batch."""
 
-    def __init__(self, width, dim, center, unit, affine, eps):
+    def __init__(
+        self, width: int, dim: int, center: bool, unit: bool, affine: bool, eps: float
+    ) -> None:
         super().__init__()
         self.dim, self.center, self.unit, self.eps = dim, center, unit, eps
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` of shape ``(n, width)``."""
         if self.center:
             x = x - x.mean(self.dim, keepdim=True)
         energy = (x**2).sum(self.dim, keepdim=True)
@@ -33,9 +41,14 @@ class HandWrittenNorm(nn.Module):
 
 
 class PlainNetwork(nn.Module):
-    """One replica of a BNMLP, layer by layer, with a copy of its parameters."""
+    """One replica of a model as a loop over ``nn.Linear`` and ``nn.BatchNorm1d``.
 
-    def __init__(self, model, replica):
+    Args:
+        model: Source of the choices and of the parameters, which are copied.
+        replica: Which of its networks.
+    """
+
+    def __init__(self, model: BNMLP, replica: int = 0) -> None:
         super().__init__()
         self.model = model
         features = (model.in_features,) + (model.width,) * model.depth
@@ -45,7 +58,7 @@ class PlainNetwork(nn.Module):
         )
         self.norms = nn.ModuleList(self.norm(model) for _ in range(model.depth))
         self.head = nn.Linear(model.width, model.out_features, bias=bias)
-        self.to(model.input_weight.dtype)
+        self.to(model.input_weight)
         with torch.no_grad():
             weights = [model.input_weight[replica], *model.hidden_weight[:, replica]]
             for i, (linear, norm, w) in enumerate(
@@ -62,7 +75,8 @@ class PlainNetwork(nn.Module):
                 self.head.bias.copy_(model.output_bias[replica])
 
     @staticmethod
-    def norm(model):
+    def norm(model: BNMLP) -> nn.Module:
+        """A fresh normalisation layer of the model's kind."""
         if model.norm == "none":
             return nn.Identity()
         if model.center and not model.unit_norm:
@@ -74,7 +88,8 @@ class PlainNetwork(nn.Module):
             model.width, dim, model.center, model.unit_norm, model.affine, model.eps
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, out)`` of samples ``(n, in)``."""
         act = torch.sin if self.model.activation == "sin" else ACTIVATIONS[self.model.activation]
         for i, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
             alpha = self.model.gain * (i + 1) ** -self.model.gain_exponent
@@ -82,7 +97,8 @@ class PlainNetwork(nn.Module):
             x = act(alpha * norm(x)) if self.model.order == "norm_act" else norm(act(alpha * x))
         return self.head(x)
 
-    def gradient_norms(self, x, y):
+    def gradient_norms(self, x: Tensor, y: Tensor) -> Tensor:
+        """Frobenius norms of the gradients of all weight matrices, shape ``(depth + 1,)``."""
         loss = F.cross_entropy(self(x), y)
         weights = [*(linear.weight for linear in self.linears), self.head.weight]
         return torch.stack([g.norm() for g in torch.autograd.grad(loss, weights)])

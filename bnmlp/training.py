@@ -1,6 +1,7 @@
 """One step of training for all replicas at once."""
 
 import math
+import weakref
 
 import torch
 import torch.nn.functional as F
@@ -32,38 +33,77 @@ def sgd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor
         raise ValueError(f"learning_rate must be a finite number >= 0, got {learning_rate}")
     if not engine.supports(model):
         return _autograd_step(model, x, y, learning_rate)
-    return _step_by_hand(model, x, y, learning_rate)
+    model.check_input(x)
+    y = engine.labels_like(model.output_weight, x, y)
+    if x.device.type == "cuda":
+        return _graphed_step(model, x, y, learning_rate)
+    return _step_by_hand(model, x, y, torch.tensor(learning_rate, dtype=x.dtype, device=x.device))
 
 
 @torch.no_grad()
-def _step_by_hand(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
-    model.check_input(x)
+def _step_by_hand(model: BNMLP, x: Tensor, y: Tensor, learning_rate: Tensor) -> Tensor:
     stack, weights = engine.stack_of(model, x), model.layer_weights()
     columns = x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
     h = stack.forward(weights, columns)
-    logits = model.head(h)  # (R, n, out)
-    losses, grad = engine.cross_entropy(logits, engine.labels_like(logits, y))
-    below = torch.bmm(model.output_weight.mT, grad.mT)  # (R, width, n)
-    model.output_weight.baddbmm_(grad.mT, h.mT, alpha=-learning_rate)
+    losses, grad = engine.cross_entropy(model.head(h), y)  # (R,), (R, n, out)
+    # The way back is linear: a gradient scaled here is a step everywhere.
+    step = grad.mul_(learning_rate).mT  # (R, out, n)
+    below = torch.bmm(model.output_weight.mT, step)  # (R, width, n)
+    model.output_weight.baddbmm_(step, h.mT, alpha=-1)
 
-    def descend(layer: int, weight: Tensor, grad: Tensor, h: Tensor) -> None:
-        weight.baddbmm_(grad, h.mT, alpha=-learning_rate)
+    def descend(layer: int, weight: Tensor, step: Tensor, h: Tensor) -> None:
+        weight.baddbmm_(step, h.mT, alpha=-1)
         if model.layer_bias is not None:
-            model.layer_bias[layer].sub_(grad.sum(-1), alpha=learning_rate)
+            model.layer_bias[layer].sub_(step.sum(-1))
 
     stack.backward(weights, columns, below, descend)
     if model.output_bias is not None:
-        model.output_bias.sub_(grad.sum(1), alpha=learning_rate)
+        model.output_bias.sub_(step.sum(-1))
     if model.affine and model.norm == "batch":
-        model.norm_weight.sub_(stack.norm_weight_grad, alpha=learning_rate)
-        model.norm_bias.sub_(stack.norm_bias_grad, alpha=learning_rate)
+        model.norm_weight.sub_(stack.norm_weight_grad)
+        model.norm_bias.sub_(stack.norm_bias_grad)
     stack.update_averages()
     return losses
 
 
+_GRAPHS: "weakref.WeakKeyDictionary[BNMLP, tuple]" = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _graphed_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
+    """One step replayed from a CUDA graph: thousands of launches for the price of one."""
+    key = (x.shape, x.dtype, model.hidden_weight.data_ptr(), model.input_weight.data_ptr())
+    if model not in _GRAPHS or _GRAPHS[model][0] != key:
+        _GRAPHS.pop(model, None)
+        _GRAPHS[model] = (key, *_capture(model, x, y))
+    _, graph, static, losses = _GRAPHS[model]
+    for buffer, value in zip(static, (x, y), strict=False):
+        buffer.copy_(value)
+    static[2].fill_(learning_rate)
+    graph.replay()
+    return losses.clone()
+
+
+def _capture(model: BNMLP, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple, Tensor]:
+    rate = torch.zeros((), dtype=x.dtype, device=x.device)  # a step of zero changes no weight
+    static = (x.clone(), y.clone(), rate)
+    averages = [b.clone() for b in model.buffers()]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries set themselves up outside the capture
+        _step_by_hand(model, *static)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        losses = _step_by_hand(model, *static)
+    for buffer, before in zip(model.buffers(), averages, strict=True):
+        buffer.copy_(before)
+    return graph, static, losses
+
+
 def _autograd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
     logits = model(x)
-    labels = engine.labels_like(logits, y)
+    labels = engine.labels_like(model.output_weight, x, y)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     losses = losses.view_as(labels).mean(1)
     parameters = list(model.parameters())

@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 import torch
-from plain import PlainNetwork
 
 from bnmlp import ACTIVATIONS, BNMLP, gradient_norms
+from bnmlp.reference import PlainNetwork
 
 pytestmark = pytest.mark.usefixtures("float64")
 IN, WIDTH, OUT, N = 9, 7, 4, 11

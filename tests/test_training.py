@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import PlainNetwork
 from test_model import IN, OUT, WIDTH, N, randomise
 
 from bnmlp import ACTIVATIONS, BNMLP, sgd_step
+from bnmlp.reference import PlainNetwork
 
 pytestmark = pytest.mark.usefixtures("float64")
 
