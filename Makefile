@@ -44,7 +44,7 @@ test: $(INSTALLED) $(NOTEBOOKS)  ## run unit tests, doctests and every chapter a
 
 check: $(INSTALLED)  ## check the built book: links, alt texts, and every page in Chromium
 	@test -e _build/.succeeded || { echo "no finished book in _build/html: make book first"; exit 1; }
-	$(BIN)/python -m pytest -m built $(PARALLEL) tests
+	$(BIN)/python -m pytest $(PARALLEL) tests/test_built_html.py tests/test_browser.py
 
 lint: $(INSTALLED)  ## check style and docstrings
 	$(BIN)/ruff check .
