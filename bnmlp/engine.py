@@ -18,9 +18,22 @@ from bnmlp.model import BNMLP
 aten = torch.ops.aten
 SELU = (1.6732632423543772, 1.0507009873554805)
 
+
+def _tanh(x: Tensor, out: Tensor) -> Tensor:
+    """Hyperbolic tangent; in float32 on a CPU as 2 sigmoid(2x) - 1, several times faster.
+
+    The absolute error of that form is below 2e-7, that is one or two units of float32 at 1.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return torch.tanh(x, out=out)
+    torch.sigmoid(torch.mul(x, 2, out=out), out=out)
+    return torch.add(MINUS_ONE, out, alpha=2, out=out)
+
+
+MINUS_ONE = torch.tensor(-1.0)
 ACTIVATE = {
     "identity": lambda x, out: out.copy_(x),
-    "tanh": lambda x, out: torch.tanh(x, out=out),
+    "tanh": _tanh,
     "sin": lambda x, out: torch.sin(x, out=out),
     "relu": lambda x, out: torch.clamp_min(x, 0, out=out),
     "leaky_relu": lambda x, out: aten.leaky_relu.out(x, 0.01, out=out),

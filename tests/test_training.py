@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from test_model import IN, OUT, WIDTH, N, randomise
 
-from bnmlp import ACTIVATIONS, BNMLP, sgd_step
+from bnmlp import ACTIVATIONS, BNMLP, engine, sgd_step
 from bnmlp.reference import PlainNetwork
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -100,3 +100,12 @@ def test_bad_learning_rates_are_refused(learning_rate):
     with pytest.raises(ValueError, match="labels"):
         sgd_step(model, torch.randn(N, IN), torch.full((N,), OUT), 0.1)
     assert torch.equal(before, model.hidden_weight)
+
+
+def test_the_fast_hyperbolic_tangent_is_accurate_in_float32():
+    x = torch.cat([torch.linspace(-12, 12, 200_001), torch.logspace(-8, 0, 1000)]).float()
+    fast, exact = engine._tanh(x, torch.empty_like(x)), torch.tanh(x.double())
+    error = (fast - exact).abs().max().item()
+    assert error < 2e-7, f"absolute error {error:.1e}"
+    small = x.double()
+    torch.testing.assert_close(engine._tanh(small, torch.empty_like(small)), exact)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from bnmlp import default_device, deep_gradient_norms, load_dataset
+from bnmlp import deep_gradient_norms, default_device, load_dataset
 
 DEPTH, WIDTH, N, REPLICAS, SEED = 100_000, 100, 100, 2, 0
 
