@@ -88,13 +88,15 @@ def _show(fields: dict[str, str], name: str) -> None:
     for key, text in fields.items():
         glue(f"claim-{name}-{key}", text, display=False)
     text = {key: html.escape(value) for key, value in fields.items()}
+    verdict = text["verdict"]
+    if text["source"] != verdict:
+        verdict = f"{text['source']}: {verdict}"
     state = "holds" if fields["outcome"] == "holds" else "open"
     display(
         HTML(
             f'<div class="claim claim-{state}" id="claim-{name}">'
             f'<p class="claim-statement">{text["statement"]}</p>'
             f"<p>Measured <strong>{text['value']}</strong>, needs {text['bounds']}: "
-            f'{text["outcome"]}. <span class="claim-verdict">{text["source"]}: '
-            f"{text['verdict']}</span></p></div>"
+            f'{text["outcome"]}. <span class="claim-verdict">{verdict}</span></p></div>'
         )
     )

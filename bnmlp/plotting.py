@@ -72,8 +72,8 @@ def curve(
     """
     x, runs = np.asarray(x), np.asarray(runs)
     (line,) = ax.plot(x, np.median(runs, 1), label=label, **style)
-    # Each line costs some kilobytes of SVG: 100 points are as many as the eye can tell apart.
-    few = np.unique(np.linspace(0, len(x) - 1, 100).round().astype(int))
+    # Each point costs bytes of SVG in every line; faint lines need few.
+    few = np.unique(np.linspace(0, len(x) - 1, 40).round().astype(int))
     ax.plot(x[few], runs[few], color=line.get_color(), alpha=0.25, linewidth=0.7, linestyle="-")
     return line
 
