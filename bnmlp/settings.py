@@ -36,8 +36,14 @@ def at_scale(*, smoke: T, laptop: T, paper: T) -> T:
     return {"smoke": smoke, "laptop": laptop, "paper": paper}[scale()]
 
 
-def default_device() -> torch.device:
+def default_device(dtype: torch.dtype | None = None) -> torch.device:
     """Device of the book's experiments, from ``BNMLP_DEVICE``: auto (default), cpu, cuda, mps.
+
+    Args:
+        dtype: Type that the device must have. MPS has no float64; the CPU stands in for it.
+
+    Returns:
+        The device.
 
     Raises:
         ValueError: If the variable holds anything else.
@@ -50,13 +56,13 @@ def default_device() -> torch.device:
         "cpu": True,
     }
     if name == "auto":
-        # Singular values in float64 need a CPU beside MPS, so MPS is used only when asked for.
+        # Measurements need float64, which MPS lacks: it is used only when asked for.
         return torch.device("cuda" if present["cuda"] else "cpu")
     if name not in present:
         raise ValueError(f"BNMLP_DEVICE is {name!r}; set it to auto, cpu, cuda or mps")
     if not present[name]:
         raise RuntimeError(f"BNMLP_DEVICE is {name}, but PyTorch finds none here; set it to auto")
-    return torch.device(name)
+    return torch.device("cpu" if name == "mps" and dtype == torch.float64 else name)
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:

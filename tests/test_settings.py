@@ -24,6 +24,13 @@ def test_device_defaults_to_what_there_is(monkeypatch):
     assert default_device().type == "cpu"
 
 
+def test_float64_never_goes_to_mps(monkeypatch):
+    monkeypatch.setenv("BNMLP_DEVICE", "mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert default_device().type == "mps"
+    assert default_device(torch.float64).type == "cpu"
+
+
 def test_data_root_is_argument_then_variable_then_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("BNMLP_DATA", str(tmp_path / "a"))
     assert data_root() == tmp_path / "a"
