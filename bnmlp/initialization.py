@@ -1,11 +1,12 @@
 """Random weight matrices: Haar-distributed orthogonal, and Gaussian with Xavier's variance."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from bnmlp.threads import map_in_threads
 
 
 def haar_orthogonal(
@@ -133,7 +134,5 @@ def initial_weights(
             matrix.normal_(generator=generator)
         out[i] = INITIALIZATIONS[init](normal.to(dtype), gain)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for future in [pool.submit(fill, i) for i in range(len(layers))]:
-            future.result()
+    map_in_threads(fill, range(len(layers)))
     return out

@@ -1,9 +1,9 @@
 """How far a representation is from an isometry: gaps and rank, in float64."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 from torch import Tensor
+
+from bnmlp.threads import map_in_threads
 
 
 def isometry_gap(x: Tensor) -> Tensor:
@@ -31,8 +31,7 @@ def isometry_gap(x: Tensor) -> Tensor:
         return torch.full(x.shape[:-2], torch.inf, dtype=torch.float64, device=x.device)
     flat = x.reshape(-1, d, n)
     size = len(flat) if x.is_cuda else 16  # few enough matrices at a time to stay in the cache
-    with ThreadPoolExecutor(1 if x.is_cuda else torch.get_num_threads()) as pool:
-        gaps = list(pool.map(lambda part: _gap(part.double()), flat.split(size)))
+    gaps = map_in_threads(lambda part: _gap(part.double()), flat.split(size))
     return torch.cat(gaps).view(x.shape[:-2])
 
 
