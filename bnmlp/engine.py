@@ -3,7 +3,8 @@ r"""The hot path: forward and backward of all layers and replicas, written out b
 Autograd keeps a copy of every intermediate result, allocates it anew in each step, and stacks the
 gradients of a thousand layers before an optimiser reads them again. Here buffers stay between
 steps, gradients live for one layer, and the weight update happens inside the backward loop, as
-part of the matrix product. Derived and checked in the chapter "What it costs".
+part of the matrix product. Derived and checked in the chapter "What a thousand layers
+cost".
 """
 
 import math
@@ -69,7 +70,8 @@ class Stack:
     """
 
     def __init__(self, model: BNMLP, x: Tensor, capacity: int | None = None) -> None:
-        self.model, self.n, self.first = model, x.shape[-2], 0
+        # Weak, since a stack is kept for its model: a strong reference would keep both for ever.
+        self.model, self.n, self.first = weakref.proxy(model), x.shape[-2], 0
         n, capacity = self.n, capacity or model.depth
         like = {"dtype": x.dtype, "device": x.device}
         shape = (capacity, model.replicas, model.width, n)

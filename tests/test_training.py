@@ -1,4 +1,6 @@
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -82,6 +84,16 @@ def test_buffers_follow_the_batch_size():
         x, y = torch.randn(n, IN), torch.randint(OUT, (n,))
         expected = F.cross_entropy(model.logits(x)[0], y)
         torch.testing.assert_close(sgd_step(model, x, y, 0.1)[0], expected.detach())
+
+
+def test_buffers_go_with_their_model():
+    model = BNMLP(IN, WIDTH, 4, OUT, dtype=torch.float64)
+    sgd_step(model, torch.randn(N, IN), torch.randint(OUT, (N,)), 0.1)
+    stack = weakref.ref(engine.stack_of(model, torch.randn(N, IN)))
+    assert stack() is not None
+    del model
+    gc.collect()
+    assert stack() is None, "the buffers outlive the model"
 
 
 def test_a_step_lowers_the_loss_of_every_replica():
