@@ -1,5 +1,7 @@
 """How far a representation is from an isometry: gaps and rank, in float64."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,18 +39,20 @@ def isometry_gap(x: Tensor) -> Tensor:
 
 def _gap(x: Tensor) -> Tensor:
     """Gap of some matrices, each by the cheapest way that keeps nine digits. Shape ``(m,)``."""
-    gap = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
     # The first row of the Gram matrix tells for a thousandth of the price if a series may do.
     first = torch.linalg.vecdot(x, x[:, :1])  # (m, d)
-    near = first[:, 1:].square().sum(-1) < 1e-6 * first[:, 0] ** 2
-    if near.any():
-        gap[near] = _gap_by_series(x[near])
-    rest = gap.isnan()
-    if rest.any():
-        gap[rest] = _gap_by_elimination(x[rest])
-    rest = gap.isnan()
-    if rest.any():
-        gap[rest] = _gap_by_singular_values(x[rest])
+    near = x.shape[-2] * first[:, 1:].square().sum(-1) < 1e-3 * first[:, 0] ** 2
+    gap = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+    gap = _fill(gap, near, _gap_by_series, x)
+    gap = _fill(gap, gap.isnan(), _gap_by_elimination, x)
+    return _fill(gap, gap.isnan(), _gap_by_singular_values, x)
+
+
+def _fill(gap: Tensor, where: Tensor, method: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    if where.all():
+        return method(x)  # the usual case, without a copy
+    if where.any():
+        gap[where] = method(x[where])
     return gap
 
 
@@ -56,17 +60,23 @@ def _gap_by_series(x: Tensor) -> Tensor:
     """Gap near isometry, nan where that is not near enough. Shape ``(m,)``.
 
     With the normalised Gram matrix I + E and Tr E = 0, the gap is -Tr log(I + E) / d, that is
-    (Tr E^2 / 2 - Tr E^3 / 3 + Tr E^4 / 4 - ...) / d.
+    (Tr E^2 / 2 - Tr E^3 / 3 + Tr E^4 / 4 - ...) / d. What is left out is below 1e-9 of the sum.
     """
     d = x.shape[-2]
     e = x @ x.mT
     e *= (d / e.diagonal(dim1=-2, dim2=-1).sum(-1))[:, None, None]
     e.diagonal(dim1=-2, dim2=-1).sub_(1)
+    second = torch.linalg.vector_norm(e, dim=(-2, -1)).square()
+    e = e if e.is_cuda else e.float()  # the other terms are below 1e-2 of the first
     square = e @ e
-    second, third = square.diagonal(dim1=-2, dim2=-1).sum(-1), (e * square).sum((-2, -1))
-    gap = (second / 2 - third / 3 + square.square().sum((-2, -1)) / 4) / d
-    # The terms left out are then below 1e-9 of the first.
-    return torch.where(second < 1e-6, gap, torch.nan)
+    third = torch.linalg.vecdot(e, square).sum(-1)
+    fourth = torch.linalg.vector_norm(square, dim=(-2, -1)).square()
+    series = second / 2 - third / 3 + fourth / 4
+    if (second > 1e-6).any():
+        cube = e @ square
+        fifth = torch.linalg.vecdot(square, cube).sum(-1)
+        series += torch.linalg.vector_norm(cube, dim=(-2, -1)).square() / 6 - fifth / 5
+    return torch.where(second < 2.5e-4, series / d, torch.nan)
 
 
 def _gap_by_elimination(x: Tensor) -> Tensor:
@@ -77,8 +87,10 @@ def _gap_by_elimination(x: Tensor) -> Tensor:
     mean = torch.linalg.vecdot(x, x).sum(-1) / d
     gap = mean.log() - 2 * pivots.log().mean(-1)
     # Small pivots lose digits in the determinant, small gaps in the difference of the logarithms,
-    # tiny and huge entries in the squares.
-    sound = (gap > 1e-6) & (pivots.amin(-1) > 1e-5 * pivots.amax(-1))
+    # tiny and huge entries in the squares; the smallest pivots might hide a rank below d.
+    relative = pivots / pivots.amax(-1, keepdim=True)
+    error = torch.finfo(torch.float64).eps * relative.reciprocal().norm(dim=-1) / d
+    sound = (error < 2e-10 * gap) & (relative.amin(-1) > 1e-10)
     return torch.where(sound & (mean > 1e-200) & (mean < 1e200), gap, torch.nan)
 
 
