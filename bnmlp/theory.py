@@ -88,8 +88,12 @@ def expected_gap_change(eigenvalues: ArrayLike | Tensor) -> Tensor:
         log_ratio = torch.where(
             small, torch.log1p(values * t) - torch.log1p(t), torch.log1p(excess * (t / (1 + t)))
         ).sum(-1)
-        isotropic = torch.exp(-0.5 * values.shape[-1] * torch.log1p(t))
-        change -= isotropic * torch.expm1(-0.5 * log_ratio)
+        isotropic = -0.5 * values.shape[-1] * torch.log1p(t)
+        change -= torch.where(
+            log_ratio > -1,
+            isotropic.exp() * torch.expm1(-0.5 * log_ratio.clamp(min=-1)),
+            torch.exp(isotropic - 0.5 * log_ratio) - isotropic.exp(),
+        )
     return (0.25 * change).clamp(max=0)
 
 
@@ -157,7 +161,7 @@ def _flow_of_logarithms(logs: np.ndarray) -> np.ndarray:
     spread = np.mean((values - 1) ** 2)
     difference = values[:, None] - values
     np.fill_diagonal(difference, np.inf)
-    repulsion = (values / difference).mean(1)
+    repulsion = (values / difference).sum(1) / max(len(values) - 1, 1)
     return 2 * (1 - values) + 2 * spread * (1 + repulsion)
 
 
