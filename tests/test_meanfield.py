@@ -1,0 +1,58 @@
+import math
+
+import pytest
+import torch
+
+from bnmlp.meanfield import gaussian_mean, gradient_growth
+
+
+@pytest.mark.parametrize("variance", [0.0, 1e-6, 1.0, 1e6])
+def test_gaussian_means_of_polynomials(variance):
+    assert gaussian_mean(torch.ones_like, variance) == pytest.approx(1, rel=1e-12)
+    assert gaussian_mean(torch.square, variance) == pytest.approx(variance, rel=1e-12)
+    fourth = gaussian_mean(lambda x: x**4, variance)
+    assert fourth == pytest.approx(3 * variance**2, rel=1e-12)
+
+
+def test_kinks_and_steps_cost_no_accuracy():
+    assert gaussian_mean(torch.relu) == pytest.approx(1 / math.sqrt(2 * math.pi), rel=1e-12)
+    # E tanh^2 of a wide variable: one minus E sech^2, whose integral over the line is 2.
+    for variance in (1e6, 1e12):
+        missing = 1 - gaussian_mean(lambda x: x.tanh().square(), variance)
+        assert missing == pytest.approx(2 / math.sqrt(2 * math.pi * variance), rel=1e-3)
+
+
+def test_sine_in_closed_form():
+    for gain in (0.1, 1.0, 3.0):
+        expected = 0.5 * math.log(gain**2 / math.tanh(gain**2))
+        assert gradient_growth("sin", gain) == pytest.approx(expected, rel=1e-9)
+
+
+def test_small_gains_explode_with_their_fourth_power():
+    gain = 0.01
+    assert gradient_growth("tanh", gain) == pytest.approx(2 / 3 * gain**4, rel=1e-3)
+    assert gradient_growth("sin", gain) == pytest.approx(gain**4 / 6, rel=1e-3)
+
+
+def test_identity_is_the_only_one_that_does_not_grow():
+    assert gradient_growth("identity", 0.7) == pytest.approx(0, abs=1e-14)
+    assert gradient_growth("leaky_relu", 0.7) > 0
+    assert gradient_growth("relu", 0.7) == pytest.approx(gradient_growth("relu", 7.0))
+
+
+def test_relu_explodes_only_with_mean_reduction():
+    assert gradient_growth("relu") == pytest.approx(0.5 * math.log(math.pi / (math.pi - 1)))
+    assert gradient_growth("relu", center=False) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gaussian_mean(torch.relu, -1.0), "variance"),
+        (lambda: gradient_growth("cos"), "unknown activation"),
+        (lambda: gradient_growth("tanh", 0.0), "gain"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
