@@ -35,24 +35,28 @@ def gaussian_mean(function: Callable[[Tensor], Tensor], variance: float = 1.0) -
     return float(weight @ (function(x) + function(-x)))
 
 
-def gradient_growth(activation: str, gain: float = 1.0, *, center: bool = True) -> float:
+def gradient_growth(activation: str, gain: float = 1.0, *, norm: str = "batch") -> float:
     r"""Mean-field growth of the log gradient norm in one normalised layer with an activation.
 
     :math:`\frac12\log\frac{\alpha^2\,\E\sigma'(\alpha z)^2}{\operatorname{Var}\sigma(\alpha z)}`,
-    with :math:`\E\sigma^2` for the variance without mean reduction; :eq:`gradient-growth`. Zero for
-    the identity, and with mean reduction positive for anything else. For large batches.
+    from :eq:`gradient-growth`, for large batches; with layer normalisation :math:`\E\sigma^2` takes
+    the place of the variance. Zero for the identity; with batch normalisation positive for
+    anything else. Says nothing about batch normalisation without mean reduction, except for odd
+    activations, which have no mean: for others samples align and rows are no longer Gaussian.
 
     Args:
         activation: Name in :data:`bnmlp.ACTIVATIONS`.
         gain: :math:`\alpha`.
-        center: Whether the normalisation subtracts the mean.
+        norm: ``"batch"``, with mean reduction, or ``"layer"``.
 
     Returns:
         Growth towards the input in nats per layer.
 
     Raises:
-        ValueError: If the activation is unknown or the gain is not positive.
+        ValueError: If activation or normalisation is unknown or the gain is not positive.
     """
+    if norm not in ("batch", "layer"):
+        raise ValueError(f"gradient_growth: norm is 'batch' or 'layer', got {norm!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; use one of {', '.join(ACTIVATIONS)}")
     if not (gain > 0 and math.isfinite(gain)):
@@ -64,7 +68,7 @@ def gradient_growth(activation: str, gain: float = 1.0, *, center: bool = True) 
         return torch.autograd.grad(sigma(x).sum(), x)[0]
 
     energy = gaussian_mean(lambda x: sigma(x).square(), gain**2)
-    if center:
+    if norm == "batch":
         energy -= gaussian_mean(sigma, gain**2) ** 2
     change = gain**2 * gaussian_mean(lambda x: slope(x).square(), gain**2)
     return 0.5 * math.log(change / energy)

@@ -40,9 +40,9 @@ def test_identity_is_the_only_one_that_does_not_grow():
     assert gradient_growth("relu", 0.7) == pytest.approx(gradient_growth("relu", 7.0))
 
 
-def test_relu_explodes_only_with_mean_reduction():
+def test_relu_explodes_with_batch_but_not_with_layer_normalisation():
     assert gradient_growth("relu") == pytest.approx(0.5 * math.log(math.pi / (math.pi - 1)))
-    assert gradient_growth("relu", center=False) == pytest.approx(0, abs=1e-12)
+    assert gradient_growth("relu", norm="layer") == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,7 @@ def test_relu_explodes_only_with_mean_reduction():
         (lambda: gaussian_mean(torch.relu, -1.0), "variance"),
         (lambda: gradient_growth("cos"), "unknown activation"),
         (lambda: gradient_growth("tanh", 0.0), "gain"),
+        (lambda: gradient_growth("tanh", norm="none"), "norm is"),
     ],
 )
 def test_bad_input_is_refused(call, message):
