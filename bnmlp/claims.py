@@ -27,6 +27,7 @@ def claim(
     verdict: str,
     unit: str = "",
     fmt: str = ".3g",
+    reported: str = "",
 ) -> None:
     """State a result, check it, show it, and hand it to the scoreboard.
 
@@ -40,6 +41,7 @@ def claim(
         verdict: One of ``VERDICTS``: what the measurement makes of the source's claim.
         unit: Unit of ``value``.
         fmt: Format of the numbers.
+        reported: The source's own value, as text: "2.85, read off".
 
     Raises:
         ClaimError: If the value is outside the bounds, at laptop and paper scale.
@@ -65,6 +67,7 @@ def claim(
             "statement": statement,
             "value": f"{value:{fmt}} {unit}".strip(),
             "bounds": bounds,
+            "reported": reported or "—",
             "source": source,
             "verdict": verdict,
             "outcome": outcome,
@@ -89,6 +92,7 @@ def _show(fields: dict[str, str], name: str) -> None:
         glue(f"claim-{name}-{key}", text, display=False)
     text = {key: html.escape(value) for key, value in fields.items()}
     verdict = text["verdict"]
+    reported = f", reported {text['reported']}" if fields["reported"] != "—" else ""
     if text["source"] != verdict:
         verdict = f"{text['source']}: {verdict}"
     state = "holds" if fields["outcome"] == "holds" else "open"
@@ -96,7 +100,7 @@ def _show(fields: dict[str, str], name: str) -> None:
         HTML(
             f'<div class="claim claim-{state}" id="claim-{name}">'
             f'<p class="claim-statement">{text["statement"]}</p>'
-            f"<p>Measured <strong>{text['value']}</strong>, needs {text['bounds']}: "
+            f"<p>Measured <strong>{text['value']}</strong>, needs {text['bounds']}{reported}: "
             f'{text["outcome"]}. <span class="claim-verdict">{verdict}</span></p></div>'
         )
     )

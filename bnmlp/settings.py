@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-import pandas as pd
 import torch
 
 SCALES = ("smoke", "laptop", "paper")
@@ -69,27 +68,3 @@ def default_device(dtype: torch.dtype | None = None) -> torch.device:
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """Folder of the datasets: ``root``, else ``BNMLP_DATA``, else ``~/.cache/bnmlp``."""
     return Path(root or os.environ.get("BNMLP_DATA") or "~/.cache/bnmlp").expanduser()
-
-
-def stored_table(name: str) -> pd.DataFrame:
-    """A result of a long run that the book keeps, with the comment lines that tell its making.
-
-    Args:
-        name: File below ``book/data``, as ``"what-it-costs/depth-100000.csv"``.
-
-    Returns:
-        The table, first column as index; its comment lines, joined, in ``attrs["provenance"]``.
-
-    Raises:
-        FileNotFoundError: If there is no such file, as outside a clone of the book.
-    """
-    folder = Path(__file__).parents[1] / "book" / "data"
-    path = folder / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"stored_table: no {name} in {folder}; stored results come with a clone of the book"
-        )
-    table = pd.read_csv(path, comment="#", index_col=0)
-    lines = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    table.attrs["provenance"] = " ".join(line.lstrip("# ") for line in lines)
-    return table

@@ -27,9 +27,16 @@ def test_a_claim_that_holds_shows_value_bounds_and_verdict(monkeypatch):
     monkeypatch.setenv("BNMLP_SCALE", "laptop")
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda obj, **_: shown.append(obj))
-    claim("size", "a < b", value=0.51234, low=0.5, unit="nats", **STATEMENT)
+    claim("size", "a < b", value=0.51234, low=0.5, unit="nats", reported="0.6", **STATEMENT)
     text = shown[-1].data
-    for part in ("a &lt; b", "0.512 nats", "≥ 0.5", "holds", "Theorem 1: reproduced"):
+    for part in (
+        "a &lt; b",
+        "0.512 nats",
+        "≥ 0.5",
+        "reported 0.6",
+        "holds",
+        "Theorem 1: reproduced",
+    ):
         assert part in text, text
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bnmlp import at_scale, default_device, scale
-from bnmlp.settings import data_root, stored_table
+from bnmlp.settings import data_root
 
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "paper"])
@@ -53,15 +53,3 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setenv("BNMLP_DEVICE", "cuda")
     with pytest.raises(RuntimeError, match="set it to auto"):
         default_device()
-
-
-def test_stored_tables_tell_their_making():
-    table = stored_table("what-it-costs/depth-100000.csv")
-    assert table.index.name == "layer"
-    assert {"orthogonal_0", "gaussian_0"} <= set(table.columns)
-    assert "command: python book/data/what-it-costs/make.py" in table.attrs["provenance"]
-
-
-def test_a_missing_stored_table_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no nowhere/a\.csv .* clone of the book"):
-        stored_table("nowhere/a.csv")

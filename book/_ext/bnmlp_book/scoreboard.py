@@ -11,6 +11,7 @@ from .tables import list_table
 COLUMNS = {
     "Claim": "statement",
     "Source": "source",
+    "Reported": "reported",
     "Measured": "value",
     "Bounds": "bounds",
     "Outcome": "outcome",

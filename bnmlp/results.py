@@ -1,0 +1,56 @@
+"""Results as tables: those that the book keeps, and those that a page offers for download."""
+
+import base64
+import html
+from pathlib import Path
+
+import pandas as pd
+
+
+def stored_table(name: str) -> pd.DataFrame:
+    """A result of a long run that the book keeps, with the comment lines that tell its making.
+
+    Args:
+        name: File below ``book/data``, as ``"what-it-costs/depth-100000.csv"``.
+
+    Returns:
+        The table, first column as index; its comment lines, joined, in ``attrs["provenance"]``.
+
+    Raises:
+        FileNotFoundError: If there is no such file, as outside a clone of the book.
+    """
+    folder = Path(__file__).parents[1] / "book" / "data"
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"stored_table: no {name} in {folder}; stored results come with a clone of the book"
+        )
+    table = pd.read_csv(path, comment="#", index_col=0)
+    lines = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    table.attrs["provenance"] = " ".join(line.lstrip("# ") for line in lines)
+    return table
+
+
+def offer_csv(table: pd.DataFrame, name: str) -> None:
+    """Show a link in the page that downloads a table, from the page itself.
+
+    Args:
+        table: Raw results, index included.
+        name: File name, as ``"explosion-against-gain.csv"``.
+
+    Raises:
+        ValueError: If the file would weigh more than 60 KB.
+    """
+    from IPython.display import HTML, display
+
+    text = table.to_csv(float_format="%.6g")
+    if len(text) > 60_000:
+        raise ValueError(f"offer_csv: {name} has {len(text)} bytes, at most 60,000; thin it out")
+    address = "data:text/csv;base64," + base64.b64encode(text.encode()).decode()
+    label = f"{html.escape(name)} ({len(table)} rows, {max(1, len(text) // 1000)} KB)"
+    display(
+        HTML(
+            f'<p class="offer-csv"><a download="{html.escape(name)}" href="{address}">'
+            f"Raw results: {label}</a></p>"
+        )
+    )

@@ -1,0 +1,58 @@
+"""Explosion of shaped networks to 10,000 layers: writes exponents-10000.csv beside itself.
+
+python book/data/gain-exponent/make.py      # about ten minutes on two cores
+"""
+
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bnmlp import deep_gradient_norms, default_device, load_dataset
+
+DEPTH, WIDTH, REPLICAS = 10_000, 100, 10
+EXPONENTS = (0.2, 0.25, 0.3, 0.4, 0.5)
+
+
+def main() -> None:
+    """Run each activation and exponent; keep 60 layers, with provenance."""
+    here, device = Path(__file__).parent, default_device()
+    data = load_dataset("mnist5k")
+    x, y = zip(*(data.batch(WIDTH, seed=r) for r in range(REPLICAS)), strict=True)
+    x, y = torch.stack(x).to(device), torch.stack(y).to(device)
+    layers = np.unique(np.geomspace(2, DEPTH - 500, 60).astype(int))
+    start, parts = time.perf_counter(), []
+    for activation in ("tanh", "sin"):
+        for exponent in EXPONENTS:
+            logs = deep_gradient_norms(
+                x, y, width=WIDTH, depth=DEPTH, out_features=10, activation=activation,
+                gain_exponent=exponent, replicas=REPLICAS, log=True,
+            ).cpu()  # fmt: skip
+            growth = pd.DataFrame((logs[1] - logs[layers]).numpy()).round(3)
+            growth.insert(0, "layer", layers)
+            growth.insert(0, "exponent", exponent)
+            growth.insert(0, "activation", activation)
+            parts.append(growth)
+    table = pd.concat(parts).set_index("activation")
+    minutes = (time.perf_counter() - start) / 60
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
+    header = [
+        "Log gradient norm (nats) of the first hidden layer minus that of the given layer, columns: "
+        f"{REPLICAS} networks",
+        f"depth {DEPTH}, width {WIDTH}, standard batch normalisation, orthogonal weights, a batch of "
+        f"{WIDTH} mnist5k digits for each network, float32, seed 0",
+        f"command: python book/data/gain-exponent/make.py; commit {commit}",
+        f"device: {device.type}, {platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}; minutes: {minutes:.0f}",
+    ]
+    with (here / "exponents-10000.csv").open("w") as file:
+        file.writelines(f"# {line}\n" for line in header)
+        table.to_csv(file)
+
+
+if __name__ == "__main__":
+    main()

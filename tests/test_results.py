@@ -1,0 +1,35 @@
+import base64
+import re
+
+import pandas as pd
+import pytest
+
+from bnmlp.results import offer_csv, stored_table
+
+
+def test_stored_tables_tell_their_making():
+    table = stored_table("what-it-costs/depth-100000.csv")
+    assert table.index.name == "layer"
+    assert {"orthogonal_0", "gaussian_0"} <= set(table.columns)
+    assert "command: python book/data/what-it-costs/make.py" in table.attrs["provenance"]
+
+
+def test_a_missing_stored_table_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no nowhere/a\.csv .* clone of the book"):
+        stored_table("nowhere/a.csv")
+
+
+def test_an_offered_csv_is_the_table(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    table = pd.DataFrame({"rate": [0.125, 2.0]}, index=pd.Index([1, 2], name="layer"))
+    offer_csv(table, "rates.csv")
+    link = shown[0].data
+    assert 'download="rates.csv"' in link
+    encoded = re.search(r"base64,([^\"]+)", link)[1]
+    assert base64.b64decode(encoded).decode() == "layer,rate\n1,0.125\n2,2\n"
+
+
+def test_a_csv_too_heavy_for_a_page_is_refused():
+    with pytest.raises(ValueError, match="thin it out"):
+        offer_csv(pd.DataFrame({"x": range(20_000)}), "x.csv")
