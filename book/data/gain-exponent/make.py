@@ -41,10 +41,10 @@ def main() -> None:
     minutes = (time.perf_counter() - start) / 60
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
     header = [
-        "Log gradient norm (nats) of the first hidden layer minus that of the given layer, columns: "
-        f"{REPLICAS} networks",
-        f"depth {DEPTH}, width {WIDTH}, standard batch normalisation, orthogonal weights, a batch of "
-        f"{WIDTH} mnist5k digits for each network, float32, seed 0",
+        "Log gradient norm (nats) of the first hidden layer minus that of the given layer, "
+        f"columns: {REPLICAS} networks",
+        f"depth {DEPTH}, width {WIDTH}, standard batch normalisation, orthogonal weights, "
+        f"a batch of {WIDTH} mnist5k digits for each network, float32, seed 0",
         f"command: python book/data/gain-exponent/make.py; commit {commit}",
         f"device: {device.type}, {platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}; minutes: {minutes:.0f}",
