@@ -45,7 +45,7 @@ def gradient_growth(activation: str, gain: float = 1.0, *, norm: str = "batch") 
     activations, which have no mean: for others samples align and rows are no longer Gaussian.
 
     Args:
-        activation: Name in :data:`bnmlp.ACTIVATIONS`.
+        activation: Name in ``bnmlp.ACTIVATIONS``.
         gain: :math:`\alpha`.
         norm: ``"batch"``, with mean reduction, or ``"layer"``.
 

@@ -25,7 +25,8 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-read", pages.share_description)
     app.connect("env-get-outdated", pages.outdated, priority=900)
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
-    app.connect("build-finished", figures.round_coordinates)
+    app.connect("html-page-context", pages.drop_plain_spans, priority=900)
+    app.connect("build-finished", figures.lighten)
     app.add_directive("build-info", status.BuildInfo)
     app.add_directive("scoreboard", scoreboard.Scoreboard)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
