@@ -1,0 +1,55 @@
+import io
+import re
+import xml.etree.ElementTree as ET
+
+import matplotlib.pyplot as plt
+import pytest
+
+from bnmlp_book.figures import lighter
+from bnmlp_book.pages import drop_plain_spans
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def figure():
+    with plt.rc_context({"svg.hashsalt": "test"}):
+        fig, ax = plt.subplots()
+        ax.plot([0, 1, 2], [0.123456, 1, 0.5], "o--", label="some text")
+        ax.legend()
+        buffer = io.StringIO()
+        fig.savefig(buffer, format="svg")
+        plt.close(fig)
+    return buffer.getvalue()
+
+
+def test_a_lighter_figure_draws_the_same_things(figure):
+    small = lighter(figure)
+    before, after = ET.fromstring(figure), ET.fromstring(small)
+    for tag in ("path", "use", "g"):
+        assert len(list(after.iter(SVG + tag))) == len(list(before.iter(SVG + tag)))
+    assert len(small) < 0.75 * len(figure)
+
+
+def test_a_lighter_figure_keeps_every_style(figure):
+    small = lighter(figure)
+    styles = set(re.findall(r' style="([^"]*)"', figure))
+    sheet = "".join(element.text for element in ET.fromstring(small).iter(SVG + "style"))
+    for name in set(re.findall(r'class="(s\d+)"', small)):
+        assert re.search(rf"\.{name}{{([^}}]*)}}", sheet)[1] in styles
+    assert not re.search(r' style="', small)
+
+
+def test_coordinates_are_rounded_and_no_line_is_lost(figure):
+    paths = re.findall(r' d="([^"]*)"', lighter(figure))
+    assert all(not re.search(r"\.\d\d", path) for path in paths)
+    assert [path.count("L") for path in paths] == [
+        path.count("L") for path in re.findall(r' d="([^"]*)"', figure)
+    ]
+
+
+def test_plain_code_loses_its_spans_and_keeps_its_text():
+    body = '<span class="n">x</span> <span class="o">=</span> <span class="mi">1</span>'
+    context = {"body": body}
+    drop_plain_spans(None, "page", "page.html", context, None)
+    assert context["body"] == 'x <span class="o">=</span> <span class="mi">1</span>'
