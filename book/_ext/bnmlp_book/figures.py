@@ -26,6 +26,7 @@ def lighter(figure: str) -> str:
         The image.
     """
     figure = re.sub(r">\s+<", "><", UNSEEN.sub("", figure)).strip()
+    figure = figure.replace("DejaVuSans-", "D").replace("xlink:href", "href")
     figure = re.sub(r' (?:d|x|y)="[^"]*"', _shorten, figure)
     styles = sorted(set(re.findall(r' style="([^"]*)"', figure)))
     for number, style in enumerate(styles):
