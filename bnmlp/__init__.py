@@ -11,7 +11,7 @@ from bnmlp.data import (
 )
 from bnmlp.gradients import deep_gradient_norms, explosion_rate, gradient_norms
 from bnmlp.initialization import haar_orthogonal, xavier_normal
-from bnmlp.isometry import isometry_gap, numerical_rank, orthogonality_gap
+from bnmlp.isometry import harmonic_gap, isometry_gap, numerical_rank, orthogonality_gap
 from bnmlp.model import BNMLP
 from bnmlp.normalization import batch_norm, layer_norm
 from bnmlp.settings import at_scale, default_device, scale
@@ -33,6 +33,7 @@ __all__ = [
     "gain_schedule",
     "gradient_norms",
     "haar_orthogonal",
+    "harmonic_gap",
     "isometry_gap",
     "layer_norm",
     "load_dataset",

@@ -99,6 +99,35 @@ class Dataset:
         ]
         return self.train_x[chosen], self.train_y[chosen]
 
+    def batches(
+        self,
+        size: int,
+        runs: int,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One random batch for each of several networks: :meth:`batch` of consecutive seeds.
+
+        Args:
+            size: Samples in each batch.
+            runs: Number of batches.
+            seed: Seed of the first batch.
+            dtype: Type of the samples.
+            device: Where the result lives.
+
+        Returns:
+            Samples and labels. Shapes ``(runs, size, features)`` and ``(runs, size)``.
+
+        Raises:
+            ValueError: If the training set is smaller than ``size``, or ``runs`` is not positive.
+        """
+        if runs < 1:
+            raise ValueError(f"batches: runs must be at least 1, got {runs}")
+        x, y = zip(*(self.batch(size, seed=seed + r) for r in range(runs)), strict=True)
+        return torch.stack(x).to(device, dtype), torch.stack(y).to(device)
+
 
 # What a loader returns: source, then pixels (uint8, (N, channels, positions)) and labels of both.
 Loaded = tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -169,22 +198,26 @@ def degenerate_batch(x: Tensor, y: Tensor, distinct: int) -> tuple[Tensor, Tenso
     """Repeat the first samples of a batch until it has its old size.
 
     Args:
-        x: Samples. Shape ``(n, features)``.
-        y: Labels. Shape ``(n,)``.
+        x: Samples. Shape ``(..., n, features)``.
+        y: Labels. Shape ``(..., n)``.
         distinct: Number of samples to keep; row i of the result is sample i modulo this.
 
     Returns:
         Samples and labels, of rank at most ``distinct``. Shapes as given.
 
     Raises:
-        ValueError: If ``distinct`` is not between 1 and n, or lengths differ.
+        ValueError: If ``distinct`` is not between 1 and n, or shapes do not fit.
     """
-    if len(x) != len(y):
-        raise ValueError(f"degenerate_batch: {len(x)} samples but {len(y)} labels")
-    if not 1 <= distinct <= len(x):
-        raise ValueError(f"degenerate_batch: distinct must lie in 1..{len(x)}, got {distinct}")
-    index = torch.arange(len(x), device=x.device) % distinct
-    return x[index], y[index]
+    if x.shape[:-1] != y.shape:
+        raise ValueError(
+            f"degenerate_batch: samples of shape {tuple(x.shape)} need labels of shape "
+            f"{tuple(x.shape[:-1])}, got {tuple(y.shape)}"
+        )
+    n = x.shape[-2]
+    if not 1 <= distinct <= n:
+        raise ValueError(f"degenerate_batch: distinct must lie in 1..{n}, got {distinct}")
+    index = torch.arange(n, device=x.device) % distinct
+    return x[..., index, :], y[..., index]
 
 
 def perturbed_identity(

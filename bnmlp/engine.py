@@ -270,7 +270,8 @@ def backward_in_segments(
     entering = []
     for first in progress(starts):
         entering.append(h)
-        h = stack.forward(weights_of(range(first, min(first + length, depth))), h, first).clone()
+        weights = weights_of(range(first, min(first + length, depth)))
+        h = stack.forward(weights, h, first).clone()
     (output_weight,) = weights_of(range(depth, depth + 1))
     _, grad = cross_entropy(model.head(h, output_weight), y)
     log_scale = torch.zeros(model.replicas, dtype=grad.dtype, device=grad.device)
@@ -281,7 +282,8 @@ def backward_in_segments(
         peak = grad.abs().amax((1, 2)).clamp_min(torch.finfo(grad.dtype).tiny)
         log_scale = log_scale + peak.log()
         grad /= peak[:, None, None]
-        stack.forward(weights, h, first)
+        if first != starts[-1]:  # what the last segment needs is still in the buffers
+            stack.forward(weights, h, first)
         grad = stack.backward(
             weights, h, grad, lambda layer, weight, g, h, scale=log_scale: visit(layer, g, h, scale)
         )

@@ -176,7 +176,11 @@ def _checked(logs: Tensor, log: bool) -> Tensor:
 
 
 def _norm(gradient: Tensor) -> Tensor:
-    # In float64, since the square of a float32 overflows near 1e19.
     if gradient.device.type == "mps":
         gradient = gradient.cpu()
+    if gradient.device.type == "cpu":
+        norm = torch.linalg.vector_norm(gradient, dim=(-2, -1)).double()
+        # The square of a float32 overflows near 1e19 and underflows near 1e-19.
+        if ((norm > 1e-15) & (norm < 1e18)).all():
+            return norm
     return torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=torch.float64)

@@ -69,9 +69,9 @@ def haar_frames(normal: Tensor) -> Tensor:
     sign = torch.where(alpha < 0, -1.0, 1.0).to(x.dtype)
     # The reflection sends the vector to -sign * norm * e_1; v = x / (alpha + sign * norm).
     tau = 1 + alpha.abs() / norm
-    v = x / (alpha + sign * norm).unsqueeze(-2)
+    v = x.div_((alpha + sign * norm).unsqueeze(-2))
     q = torch.linalg.householder_product(v, tau)
-    return q * -sign.unsqueeze(-2)
+    return q.mul_(-sign.unsqueeze(-2))
 
 
 def xavier_normal(normal: Tensor, gain: float = 1.0) -> Tensor:

@@ -95,13 +95,42 @@ def _gap_by_elimination(x: Tensor) -> Tensor:
 
 
 def _gap_by_singular_values(x: Tensor) -> Tensor:
+    ratio, full = _shares(x)
+    r = ratio - 1  # mean zero: subtracting it keeps the digits of small gaps
+    log = torch.where(r.abs() < 0.5, torch.log1p(r), ratio.log())
+    return torch.where(full, (r - log).mean(-1).clamp(min=0), torch.inf)
+
+
+def _shares(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of the Gram matrix over their mean, and whether the rank is full."""
     s = torch.linalg.svdvals(_unit_peak(x))
     d = x.shape[-2]
     energy = s.square()
-    ratio = d * energy / energy.sum(-1, keepdim=True)  # mean one
-    r = ratio - 1  # mean zero: subtracting it keeps the digits of small gaps
-    log = torch.where(r.abs() < 0.5, torch.log1p(r), ratio.log())
-    return torch.where(_rank(s, x) < d, torch.inf, (r - log).mean(-1).clamp(min=0))
+    return d * energy / energy.sum(-1, keepdim=True), _rank(s, x) == d
+
+
+def harmonic_gap(x: Tensor) -> Tensor:
+    r"""Arithmetic over harmonic mean of the squared singular values of ``x``, less one.
+
+    Zero, infinite and invariant as :func:`isometry_gap`, and never smaller. One layer with a Haar
+    matrix multiplies its expectation by :math:`d/(d+2)` exactly, :eq:`harmonic-law`. Defined in
+    :eq:`harmonic-gap`.
+
+    Args:
+        x: Representations, one row per feature. Shape ``(..., d, n)``.
+
+    Returns:
+        Gap, float64. Shape ``(...)``.
+
+    Raises:
+        ValueError: If ``x`` has fewer than two axes, or holds a value that is not finite.
+    """
+    x = _checked(x, "harmonic_gap").double()
+    if x.shape[-2] > x.shape[-1]:
+        return torch.full(x.shape[:-2], torch.inf, dtype=torch.float64, device=x.device)
+    ratio, full = _shares(x)
+    # mean(1/ratio) - 1, as a sum of squares since ratio has mean one
+    return torch.where(full, ((ratio - 1).square() / ratio).mean(-1), torch.inf)
 
 
 def orthogonality_gap(x: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
@@ -50,7 +49,7 @@ def _pairings(index: Sequence[int]) -> list[int]:
     return [p for p, a, b in partners if index[0] == index[p] and index[a] == index[b]]
 
 
-def expected_gap_change(eigenvalues: ArrayLike | Tensor) -> Tensor:
+def expected_gap_change(eigenvalues: Tensor | np.ndarray | Sequence[float]) -> Tensor:
     r"""Expected change of the isometry gap in one layer with a Haar matrix.
 
     :math:`\E[\phi(\mathrm{BN}(WX))\mid X]-\phi(X) = \E\log\sum_k\lambda_k g_k^2 -
@@ -118,7 +117,7 @@ def gap_decay_factor(width: int) -> float:
     return width / (width + 2)
 
 
-def spectrum_flow(eigenvalues: ArrayLike, layers: Sequence[float]) -> np.ndarray:
+def spectrum_flow(eigenvalues: np.ndarray | Sequence[float], layers: Sequence[float]) -> np.ndarray:
     r"""Eigenvalues of :math:`XX^\top` deeper in the network, in the limit of large width.
 
     Solves :eq:`spectrum-flow`, which closes the exact expectation of one layer by replacing
@@ -187,7 +186,10 @@ def amplification_budget(first_gap: float, last_gap: float = 0.0) -> float:
 
 
 def expected_gradient_energy(
-    antisymmetric: ArrayLike, symmetric: ArrayLike, width: int, steps: ArrayLike
+    antisymmetric: float | np.ndarray,
+    symmetric: float | np.ndarray,
+    width: int,
+    steps: int | np.ndarray,
 ) -> np.ndarray:
     r"""Expected squared gradient norm in the isometric phase, :eq:`gradient-energy`.
 

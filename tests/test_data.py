@@ -170,8 +170,23 @@ def test_degenerate_batches_have_the_rank_of_their_distinct_samples():
     for distinct in (0, 13):
         with pytest.raises(ValueError, match=r"distinct must lie in 1\.\.12"):
             degenerate_batch(x, y, distinct)
-    with pytest.raises(ValueError, match="12 samples but 3 labels"):
+    with pytest.raises(ValueError, match=r"need labels of shape \(12,\), got \(3,\)"):
         degenerate_batch(x, y[:3], 5)
+    many, many_labels = degenerate_batch(torch.stack([x, 2 * x]), torch.stack([y, y]), 5)
+    assert torch.equal(many, torch.stack([repeated, 2 * repeated]))
+    assert torch.equal(many_labels[1], labels)
+
+
+def test_batches_of_networks_are_the_batches_of_their_seeds():
+    data = load_dataset("digits")
+    x, y = data.batches(12, 3, seed=5, dtype=torch.float64)
+    assert x.shape == (3, 12, 64)
+    for r in range(3):
+        one, labels = data.batch(12, seed=5 + r)
+        assert torch.equal(x[r], one.double())
+        assert torch.equal(y[r], labels)
+    with pytest.raises(ValueError, match="runs must be at least 1, got 0"):
+        data.batches(12, 0)
 
 
 def test_perturbed_identity_is_the_identity_plus_noise():

@@ -11,6 +11,7 @@ from bnmlp import (
     batch_norm,
     degenerate_batch,
     haar_orthogonal,
+    harmonic_gap,
     isometry_gap,
     numerical_rank,
     orthogonality_gap,
@@ -150,3 +151,21 @@ def test_bad_input_names_cause_and_remedy(measure, x, message):
 def test_orthogonality_gap_of_zero_is_refused():
     with pytest.raises(ValueError, match="zeros"):
         orthogonality_gap(torch.zeros(2, 2))
+
+
+@given(d=st.integers(2, 9), extra=st.integers(0, 4), condition=st.floats(0.1, 6))
+def test_harmonic_gap_is_arithmetic_over_harmonic_mean_less_one(d, extra, condition):
+    s = torch.logspace(0, -condition, d)
+    expected = (s**2).mean() * (1 / s**2).mean() - 1
+    x = 3 * with_spectrum(s, d + extra)
+    torch.testing.assert_close(harmonic_gap(x), expected, rtol=1e-7, atol=0)
+    assert harmonic_gap(x) >= isometry_gap(x)
+
+
+def test_harmonic_gap_keeps_digits_near_isometry_and_is_infinite_below_full_rank():
+    e = 1e-9 * torch.tensor([1.0, -1.0, 2.0, -2.0])
+    assert harmonic_gap(torch.diag((1 + e).sqrt())).item() == pytest.approx(2.5e-18, rel=1e-5)
+    assert harmonic_gap(torch.ones(3, 5)) == torch.inf
+    assert harmonic_gap(torch.randn(2, 4, 3)).tolist() == [torch.inf] * 2
+    with pytest.raises(ValueError, match="harmonic_gap: 1 of 4 values are not finite"):
+        harmonic_gap(torch.tensor([[1.0, torch.nan], [0, 1]]))
