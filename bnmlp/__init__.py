@@ -9,13 +9,14 @@ from bnmlp.data import (
     load_dataset,
     perturbed_identity,
 )
+from bnmlp.evaluation import evaluate, recalibrate
 from bnmlp.gradients import deep_gradient_norms, explosion_rate, gradient_norms
 from bnmlp.initialization import haar_orthogonal, xavier_normal
 from bnmlp.isometry import harmonic_gap, isometry_gap, numerical_rank, orthogonality_gap
 from bnmlp.model import BNMLP
 from bnmlp.normalization import batch_norm, layer_norm
 from bnmlp.settings import at_scale, default_device, scale
-from bnmlp.training import sgd_step
+from bnmlp.sgd import sgd_step
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "deep_gradient_norms",
     "default_device",
     "degenerate_batch",
+    "evaluate",
     "explosion_rate",
     "gain_schedule",
     "gradient_norms",
@@ -40,6 +42,7 @@ __all__ = [
     "numerical_rank",
     "orthogonality_gap",
     "perturbed_identity",
+    "recalibrate",
     "scale",
     "sgd_step",
     "theory",

@@ -260,7 +260,8 @@ def _channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[fl
 
 def _standardized(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     x = torch.from_numpy(pixels.astype(np.float32)) / 255
-    x = (x - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
+    mean, std = (torch.tensor(v, dtype=x.dtype)[:, None] for v in (mean, std))
+    x = (x - mean) / std
     return x.flatten(1)
 
 

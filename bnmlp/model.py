@@ -304,13 +304,27 @@ class BNMLP(nn.Module):
 
     @torch.no_grad()
     def _update_averages(self, i: int, z: Tensor) -> None:
+        mean, var = self.batch_statistics(z)
+        if mean is not None:
+            self.running_mean[i].lerp_(mean, self.momentum)
+        self.running_var[i].lerp_(var, self.momentum)
+
+    def batch_statistics(self, z: Tensor) -> tuple[Tensor | None, Tensor]:
+        """What one batch adds to the running averages.
+
+        Args:
+            z: What a layer normalises. Shape ``(R, width, n)``.
+
+        Returns:
+            Mean, None without ``center``, and variance or squared norm of each row, as described
+            for ``running_mean`` and ``running_var``. Each of shape ``(R, width)``.
+        """
         n = z.shape[-1]
         if self.center:
             var, mean = torch.var_mean(z, -1, correction=0 if self.unit_norm else 1)
-            self.running_mean[i].lerp_(mean, self.momentum)
         else:
-            var = z.square().mean(-1)
-        self.running_var[i].lerp_(var * n if self.unit_norm else var, self.momentum)
+            mean, var = None, z.square().mean(-1)
+        return mean, var * n if self.unit_norm else var
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless ``x`` is a batch for this model, naming the remedy."""
