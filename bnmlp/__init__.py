@@ -2,6 +2,7 @@
 
 from bnmlp import theory
 from bnmlp.activations import ACTIVATIONS, gain_schedule
+from bnmlp.configuration import TrainingRun
 from bnmlp.data import (
     Dataset,
     available_datasets,
@@ -17,6 +18,8 @@ from bnmlp.model import BNMLP
 from bnmlp.normalization import batch_norm, layer_norm
 from bnmlp.settings import at_scale, default_device, scale
 from bnmlp.sgd import sgd_step
+from bnmlp.sweep import gather, read_runs, train_all
+from bnmlp.training import load_model, read_layers, read_metrics, train
 
 __version__ = "0.1.0"
 
@@ -24,6 +27,7 @@ __all__ = [
     "ACTIVATIONS",
     "BNMLP",
     "Dataset",
+    "TrainingRun",
     "at_scale",
     "available_datasets",
     "batch_norm",
@@ -33,18 +37,25 @@ __all__ = [
     "evaluate",
     "explosion_rate",
     "gain_schedule",
+    "gather",
     "gradient_norms",
     "haar_orthogonal",
     "harmonic_gap",
     "isometry_gap",
     "layer_norm",
     "load_dataset",
+    "load_model",
     "numerical_rank",
     "orthogonality_gap",
     "perturbed_identity",
+    "read_layers",
+    "read_metrics",
+    "read_runs",
     "recalibrate",
     "scale",
     "sgd_step",
     "theory",
+    "train",
+    "train_all",
     "xavier_normal",
 ]

@@ -27,6 +27,17 @@ STANDARDIZATION = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
+# Features of a sample and number of classes.
+SHAPES = {
+    "mnist5k": (784, 10),
+    "digits": (64, 10),
+    "photo_patches": (3072, 2),
+    "mnist": (784, 10),
+    "fashion_mnist": (784, 10),
+    "cifar10": (3072, 10),
+    "cifar100": (3072, 100),
+}
+
 # MD5 of the four uncompressed idx files, in the order of IDX_FILES.
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -439,8 +450,8 @@ def _missing(name: str, places: list[Path]) -> FileNotFoundError:
     debian = "; on Debian, apt-get install dataset-fashion-mnist" if name == "fashion_mnist" else ""
     return FileNotFoundError(
         f"dataset {name!r} is not in {' or '.join(map(str, places))}: "
-        f"load_dataset({name!r}, download=True) fetches it; BNMLP_DATA or root= names the folder "
-        f"it is in{debian}; 'mnist5k' needs no download"
+        f"'bnmlp data get {name}' or load_dataset({name!r}, download=True) fetches it; "
+        f"BNMLP_DATA or root= names the folder it is in{debian}; 'mnist5k' needs no download"
     )
 
 

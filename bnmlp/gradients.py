@@ -155,6 +155,7 @@ def _record(
     return logs
 
 
+@torch.enable_grad()
 def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     logits = model.logits(x)
     labels = engine.labels_like(model.output_weight, x, y)

@@ -119,6 +119,8 @@ class BNMLP(nn.Module):
         self.affine, self.order, self.init, self.init_gain = affine, order, init, init_gain
         self.momentum = 0.1
         self.gains = gain_schedule(depth, gain, gain_exponent).tolist()
+        later = ("norm", "activation") if order == "norm_act" else ("activation", "norm")
+        self.stage_names = ("linear", *later)
 
         def weights(layers: range, rows: int, columns: int) -> nn.Parameter:
             if torch.device(device or "cpu").type == "meta":  # a description without numbers
@@ -213,7 +215,7 @@ class BNMLP(nn.Module):
         Returns:
             Logits. Shape ``(R, n, out_features)``.
         """
-        for *_, h in self._layers(x, update_averages):
+        for *_, h in self.stages(x, update_averages=update_averages):
             pass
         return self.head(h)
 
@@ -252,14 +254,12 @@ class BNMLP(nn.Module):
         kept = list(range(self.depth)) if layers is None else [int(i) for i in layers]
         if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < self.depth):
             raise ValueError(f"layers must ascend within 0..{self.depth - 1}, got {kept}")
-        names = ("linear", "norm", "activation")
-        if self.order == "act_norm":
-            names = ("linear", "activation", "norm")
+        names = self.stage_names
         n = x.shape[-2] if x.ndim > 1 else 0
         like = {"dtype": self.input_weight.dtype, "device": self.input_weight.device}
         out = {k: torch.empty(len(kept), self.replicas, self.width, n, **like) for k in names}
         position = {layer: i for i, layer in enumerate(kept)}
-        for layer, stages in enumerate(self._layers(x)):
+        for layer, stages in enumerate(self.stages(x)):
             if layer in position:
                 for name, stage in zip(names, stages, strict=True):
                     out[name][position[layer]] = stage
@@ -267,8 +267,19 @@ class BNMLP(nn.Module):
                 break
         return out
 
-    def _layers(self, x: Tensor, update: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The three stages of each layer, in the order they are computed."""
+    def stages(
+        self, x: Tensor, *, update_averages: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The three stages of one layer after the other, in the order they are computed.
+
+        Args:
+            x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+            update_averages: Update the running averages with this batch.
+
+        Yields:
+            After the weights, after the normalisation or activation, whichever is first, and
+            after the other. Each of shape ``(R, width, n)``.
+        """
         self.check_input(x)
         h = x.mT  # (in, n) or (R, in, n)
         activation = ACTIVATIONS[self.activation]
@@ -277,11 +288,11 @@ class BNMLP(nn.Module):
             if self.layer_bias is not None:
                 z = z + self.layer_bias[i].unsqueeze(-1)
             if self.order == "norm_act":
-                middle = self._normalize(i, z, update)
+                middle = self._normalize(i, z, update_averages)
                 h = activation(middle * self.gains[i] if self.gains[i] != 1 else middle)
             else:
                 middle = activation(z * self.gains[i] if self.gains[i] != 1 else z)
-                h = self._normalize(i, middle, update)
+                h = self._normalize(i, middle, update_averages)
             yield z, middle, h
 
     def _normalize(self, i: int, z: Tensor, update: bool) -> Tensor:

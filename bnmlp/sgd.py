@@ -31,21 +31,41 @@ def sgd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor
     """
     if not (learning_rate >= 0 and math.isfinite(learning_rate)):
         raise ValueError(f"learning_rate must be a finite number >= 0, got {learning_rate}")
-    if not engine.supports(model):
-        return _autograd_step(model, x, y, learning_rate)
     model.check_input(x)
     y = engine.labels_like(model.output_weight, x, y)
+    return scored_step(model, x, y, learning_rate)[0]
+
+
+def scored_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
+    """:func:`sgd_step` for arguments known to be sound, and how many samples were right.
+
+    Args:
+        model: R networks; their parameters change in place.
+        x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+        y: Class labels, int64. Shape ``(R, n)``.
+        learning_rate: Step size.
+
+    Returns:
+        Losses before the step, and numbers of samples whose largest logit was the label's. Both
+        of shape ``(R,)``.
+    """
+    if not engine.supports(model):
+        return _autograd_step(model, x, y, learning_rate)
     if x.device.type == "cuda":
         return _graphed_step(model, x, y, learning_rate)
     return _step_by_hand(model, x, y, torch.tensor(learning_rate, dtype=x.dtype, device=x.device))
 
 
 @torch.no_grad()
-def _step_by_hand(model: BNMLP, x: Tensor, y: Tensor, learning_rate: Tensor) -> Tensor:
+def _step_by_hand(
+    model: BNMLP, x: Tensor, y: Tensor, learning_rate: Tensor
+) -> tuple[Tensor, Tensor]:
     stack, weights = engine.stack_of(model, x), model.layer_weights()
     columns = x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
     h = stack.forward(weights, columns)
-    losses, grad = engine.cross_entropy(model.head(h), y)  # (R,), (R, n, out)
+    logits = model.head(h)
+    correct = (logits.argmax(-1) == y).sum(-1)
+    losses, grad = engine.cross_entropy(logits, y)  # (R,), (R, n, out)
     # The way back is linear: a gradient scaled here is a step everywhere.
     step = grad.mul_(learning_rate).mT  # (R, out, n)
     below = torch.bmm(model.output_weight.mT, step)  # (R, width, n)
@@ -63,28 +83,31 @@ def _step_by_hand(model: BNMLP, x: Tensor, y: Tensor, learning_rate: Tensor) -> 
         model.norm_weight.sub_(stack.norm_weight_grad)
         model.norm_bias.sub_(stack.norm_bias_grad)
     stack.update_averages()
-    return losses
+    return losses, correct
 
 
 _GRAPHS: "weakref.WeakKeyDictionary[BNMLP, tuple]" = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
-def _graphed_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
+def _graphed_step(
+    model: BNMLP, x: Tensor, y: Tensor, learning_rate: float
+) -> tuple[Tensor, Tensor]:
     """One step replayed from a CUDA graph: thousands of launches for the price of one."""
     key = (x.shape, x.dtype, model.hidden_weight.data_ptr(), model.input_weight.data_ptr())
     if model not in _GRAPHS or _GRAPHS[model][0] != key:
         _GRAPHS.pop(model, None)
         _GRAPHS[model] = (key, *_capture(model, x, y))
-    _, graph, static, losses = _GRAPHS[model]
+    _, graph, static, results = _GRAPHS[model]
     for buffer, value in zip(static, (x, y), strict=False):
         buffer.copy_(value)
     static[2].fill_(learning_rate)
     graph.replay()
-    return losses.clone()
+    losses, correct = results
+    return losses.clone(), correct.clone()
 
 
-def _capture(model: BNMLP, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple, Tensor]:
+def _capture(model: BNMLP, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple, tuple]:
     rate = torch.zeros((), dtype=x.dtype, device=x.device)  # a step of zero changes no weight
     static = (x.clone(), y.clone(), rate)
     averages = [b.clone() for b in model.buffers()]
@@ -95,19 +118,34 @@ def _capture(model: BNMLP, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, 
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        losses = _step_by_hand(model, *static)
+        results = _step_by_hand(model, *static)
     for buffer, before in zip(model.buffers(), averages, strict=True):
         buffer.copy_(before)
-    return graph, static, losses
+    return graph, static, results
 
 
-def _autograd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
-    logits = model(x)
-    labels = engine.labels_like(model.output_weight, x, y)
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    losses = losses.view_as(labels).mean(1)
+def _autograd_step(
+    model: BNMLP, x: Tensor, y: Tensor, learning_rate: float
+) -> tuple[Tensor, Tensor]:
+    losses, correct = scored_losses(model, x, y)
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
     with torch.no_grad():
         torch._foreach_add_(parameters, gradients, alpha=-learning_rate)
-    return losses.detach()
+    return losses.detach(), correct
+
+
+def scored_losses(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross entropy of every replica, for autograd, and how many samples are right.
+
+    Args:
+        model: R networks, called as they are, so averages move in training mode.
+        x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+        y: Class labels, int64. Shape ``(R, n)``.
+
+    Returns:
+        Losses and numbers of samples. Both of shape ``(R,)``.
+    """
+    logits = model(x)
+    losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+    return losses.view_as(y).mean(1), (logits.argmax(-1) == y).sum(-1)

@@ -1,0 +1,193 @@
+"""The ``bnmlp`` command: train, run, status, data."""
+
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Union, get_args, get_origin
+
+import pandas as pd
+import typer
+from pydantic import ValidationError
+
+from bnmlp.configuration import TrainingRun
+from bnmlp.data import LOADERS, load_dataset
+from bnmlp.sweep import SweepError, read_runs, run_folders, train_all
+from bnmlp.training import read_metrics, read_run, read_status
+from bnmlp.training import train as train_run
+
+app = typer.Typer(
+    help="Train deep batch-normalised networks; runs can be killed and resumed at any moment.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut long option names on a narrow terminal
+)
+data = typer.Typer(help="Datasets: list those at hand, fetch others.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+ROOT_HELP = "folder of the datasets, BNMLP_DATA or ~/.cache/bnmlp if omitted"
+Root = Annotated[Path | None, typer.Option(help=ROOT_HELP)]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="JSON with a list of runs", exists=True)],
+    directory: Annotated[Path, typer.Argument(help="parent of the runs' folders")],
+    jobs: Annotated[int, typer.Option(min=1, help="processes that share this machine")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(help="address of a Dask scheduler, as tcp://host:8786")
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Train all runs of a file, each in its folder; finished ones are left alone."""
+    with _plain_errors():
+        runs = read_runs(file)
+        if cluster is None:
+            train_all(runs, directory, jobs=jobs, root=root, progress=_say)
+            return
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ValueError("--cluster needs Dask: pip install 'bnmlp[cluster]'") from error
+        with Client(cluster) as client:
+            executor = client.get_executor(pure=False)
+            train_all(runs, directory, executor=executor, root=root, progress=_say)
+
+
+@app.command()
+def status(
+    directory: Annotated[Path, typer.Argument(help="a run's folder, or the parent of many")],
+) -> None:
+    """How far the runs of a folder are."""
+    folders = run_folders(directory)
+    if not folders:
+        _fail(f"no run in {directory}")
+    with _plain_errors(), pd.option_context("display.width", 200, "display.max_columns", None):
+        rows = [_status_row(folder) for folder in folders]
+        typer.echo(pd.DataFrame(rows).to_string(index=False))
+
+
+@data.command("list")
+def list_data(root: Root = None) -> None:
+    """Which datasets load here without a download."""
+    for name in LOADERS:
+        try:
+            found = load_dataset(name, root)
+            text = f"{len(found.train_x)} + {len(found.test_x)} samples, {found.source}"
+        except FileNotFoundError:
+            text = f"missing: bnmlp data get {name}"
+        except ValueError as error:
+            text = f"damaged: {error}"
+        typer.echo(f"{name:14} {text}")
+
+
+@data.command("get")
+def get_data(
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(LOADERS)}")], root: Root = None
+) -> None:
+    """Fetch a dataset, check it, and say where it is."""
+    with _plain_errors():
+        found = load_dataset(name, root, download=True)
+        typer.echo(f"{found.name}: {len(found.train_x)} + {len(found.test_x)} samples")
+        typer.echo(f"from {found.source}, SHA-256 {found.checksum}")
+
+
+def _train(
+    directory: Path | None, root: Path | None, config: Path | None, **fields: object
+) -> None:
+    """Train one run in its folder, or go on with it."""
+    with _plain_errors():
+        given = {k: v for k, v in fields.items() if v is not None}
+        if config is not None:
+            given = json.loads(config.read_text()) | given
+        described = TrainingRun(**given)
+        folder = directory or Path("runs") / described.name
+        progress = None if sys.stderr.isatty() else _say
+        table = train_run(described, folder, root=root, progress=progress)
+        last = table[table["step"] == table["step"].max()]
+        typer.echo(last.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+        for replica, reason in enumerate(read_status(folder)["stopped"]):
+            if reason:
+                typer.echo(f"network {replica} stopped: {reason}")
+        typer.echo(f"results in {folder}")
+
+
+def _options() -> list[inspect.Parameter]:
+    """One option for each field of a run; None stands for the field's own default."""
+    parameters = [
+        _option("directory", Path | None, "folder of the run", "runs/NAME"),
+        _option("root", Path | None, ROOT_HELP, False),
+        _option("config", Path | None, "JSON of a run; options given here override it", False),
+    ]
+    for name, field in TrainingRun.model_fields.items():
+        type_ = _plain_type(field.annotation) | None
+        default = False if field.default is None else str(field.default)
+        parameters.append(_option(name, type_, field.description, default))
+    return parameters
+
+
+def _option(name: str, type_: object, text: str, default: str | bool) -> inspect.Parameter:
+    annotation = Annotated[type_, typer.Option(help=text, show_default=default)]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _plain_type(annotation: object) -> object:
+    """The type without its bounds, which are checked later, and without None."""
+    while get_origin(annotation) in (Annotated, Union, UnionType):
+        annotation = get_args(annotation)[0]
+    return annotation
+
+
+_train.__signature__ = inspect.Signature(_options())
+_train.__annotations__ = {p.name: p.annotation for p in _train.__signature__.parameters.values()}
+app.command("train")(_train)
+
+
+def _status_row(folder: Path) -> dict[str, object]:
+    run, status, metrics = read_run(folder), read_status(folder), read_metrics(folder)
+    row = {"name": run.name, "state": status.get("state", "begun"), "epochs": f"0/{run.epochs}"}
+    if status:
+        row["epochs"] = f"{status['epoch']:.4g}/{run.epochs}"
+        row["minutes"] = round(status["seconds"] / 60, 1)
+        row["stopped"] = f"{sum(map(bool, status['stopped']))}/{run.replicas}"
+    if len(metrics):
+        last = metrics[metrics["step"] == metrics["step"].max()].median(numeric_only=True)
+        for name in ("train_loss", "train_accuracy", "test_accuracy_batch",
+                     "test_accuracy_running", "test_accuracy_recalibrated"):  # fmt: skip
+            row[name.replace("accuracy_", "")] = f"{last[name]:.4f}"
+    return row
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What a user can mend is one line on standard error, not a traceback."""
+    try:
+        yield
+    except ValidationError as error:
+        for part in error.errors():
+            field = ".".join(map(str, part["loc"])) or "run"
+            typer.echo(f"bnmlp: {field}: {part['msg']}, got {part['input']!r}", err=True)
+        raise typer.Exit(2) from error
+    except (ValueError, OSError, SweepError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint")
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"bnmlp: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)

@@ -1,0 +1,101 @@
+"""What decides the numbers of a training run, checked when it is written down."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bnmlp.activations import ACTIVATIONS
+from bnmlp.data import LOADERS, SHAPES
+from bnmlp.evaluation import STATISTICS
+from bnmlp.initialization import INITIALIZATIONS
+from bnmlp.model import BNMLP, NORMS, ORDERS
+
+METRICS = (
+    "train_loss",
+    "train_accuracy",
+    *(f"test_{kind}_{s}" for kind in ("loss", "accuracy") for s in STATISTICS),
+)
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TrainingRun(BaseModel):
+    """Everything that decides the numbers of a run; equal runs on one machine are bit-equal.
+
+    Fields of the network mean what they mean for :class:`BNMLP`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str = Field("run", description="name, also of the folder", pattern=r"^[\w.+-]+$")
+    dataset: Literal[tuple(LOADERS)] = Field("mnist5k", description="training and test data")
+    samples: Positive | None = Field(None, description="use the first training samples only")
+
+    width: Positive = Field(100, description="features of each layer")
+    depth: Positive = Field(100, description="normalised layers, the first included")
+    activation: Literal[tuple(ACTIVATIONS)] = Field("tanh", description="activation")
+    gain: float = Field(1.0, gt=0, description="factor on the activation's input")
+    gain_exponent: float = Field(0.4, description="e: layer l has the gain times l^-e")
+    norm: Literal[NORMS] = Field("batch", description="normalisation")
+    center: bool = Field(True, description="subtract the mean before scaling")
+    unit_norm: bool = Field(False, description="rows of norm one, as the paper writes it")
+    affine: bool = Field(False, description="learn scale and shift after the normalisation")
+    bias: bool = Field(False, description="learn a bias in each linear map")
+    eps: float = Field(1e-5, ge=0, description="added to the variance")
+    order: Literal[ORDERS] = Field("norm_act", description="normalise before or after")
+    init: Literal[tuple(INITIALIZATIONS)] = Field("orthogonal", description="initial weights")
+    init_gain: float = Field(1.0, gt=0, description="factor on the initial weights")
+    replicas: Positive = Field(1, description="independent networks trained side by side")
+    seed: int = Field(0, ge=0, description="seed of weights and data order")
+    dtype: Literal["float32", "float64"] = Field("float32", description="type of all numbers")
+
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimiser")
+    learning_rate: float = Field(0.001, ge=0, description="step size")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    batch_size: int = Field(100, ge=2, description="samples in a batch")
+    epochs: Positive = Field(10, description="passes over the training data")
+
+    evaluate_every: Positive | None = Field(
+        None, description="evaluate every so many steps; the end of an epoch if omitted"
+    )
+    calibration_samples: Positive = Field(
+        2000, description="training samples for recalibrated statistics"
+    )
+    measure_every: Positive | None = Field(
+        None, description="measure layers every so many epochs; first and last if omitted"
+    )
+    metric: Literal[METRICS] = Field(
+        "test_accuracy_batch", description="what target, patience and best follow"
+    )
+    target: float | None = Field(None, description="stop a network that reaches this metric")
+    max_loss: float | None = Field(None, gt=0, description="stop above this training loss")
+    patience: Positive | None = Field(
+        None, description="stop after so many epochs without improvement"
+    )
+    save_best: bool = Field(False, description="keep each network's weights at its best")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainingRun":
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError("momentum belongs to optimizer sgd; adam has its own")
+        return self
+
+    def build(self, device: torch.device | str | None = None) -> BNMLP:
+        """The networks as they are before the first step.
+
+        Args:
+            device: Where they live; ``"meta"`` gives shapes without numbers.
+        """
+        features, classes = SHAPES[self.dataset]
+        names = (
+            "activation", "gain", "gain_exponent", "norm", "center", "unit_norm", "affine", "bias",
+            "eps", "order", "init", "init_gain", "replicas", "seed",
+        )  # fmt: skip
+        return BNMLP(
+            features, self.width, self.depth, classes,
+            dtype=getattr(torch, self.dtype), device=device,
+            **{name: getattr(self, name) for name in names},
+        )  # fmt: skip

@@ -1,0 +1,458 @@
+"""Training that survives: killed at any moment, resumed bit for bit."""
+
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm import tqdm
+
+from bnmlp import storage
+from bnmlp.configuration import TrainingRun
+from bnmlp.data import Dataset, load_dataset
+from bnmlp.evaluation import STATISTICS, evaluate
+from bnmlp.layers import layer_table
+from bnmlp.model import BNMLP
+from bnmlp.settings import default_device
+from bnmlp.sgd import scored_losses, scored_step
+
+# A checkpoint within an epoch once the work since the last one exceeds this many times its cost.
+CHECKPOINT_EVERY = 20
+
+
+def train(
+    run: TrainingRun,
+    directory: Path | str,
+    *,
+    root: Path | str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool | Callable[[str], None] | None = None,
+) -> pd.DataFrame:
+    """Train, or go on with, the networks of a run in a folder of their own.
+
+    The folder gets ``run.json``, ``metrics.csv``, ``layers/``, ``status.json`` and
+    ``checkpoint.pt``. Every file is replaced in one step, so the process may be killed at any
+    moment; called again, it goes on from the checkpoint, and weights and metrics are bit for bit
+    those of a run that was never interrupted, on the same machine with as many threads. A network
+    whose loss is no longer finite, or that meets a stop rule, stops alone.
+
+    Args:
+        run: What to train.
+        directory: Folder of this run, made if missing.
+        root: Folder of the datasets, as in :func:`load_dataset`.
+        device: Where to compute, :func:`default_device` if omitted.
+        progress: True for a bar with the time left, False for silence, a function to be called
+            with one line per epoch; by default a bar where standard error is a terminal.
+
+    Returns:
+        One row for each evaluation and network that was still in training: ``epoch``, ``step``,
+        ``replica``, ``learning_rate``, ``train_loss`` and ``train_accuracy`` (mean over the steps
+        since the row before), and loss and accuracy on the test data for each of the three
+        statistics of :func:`evaluate`.
+
+    Raises:
+        ValueError: If the folder belongs to a run with another configuration (the differences are
+            shown), or the training data are too few for one batch.
+        FileNotFoundError: If the dataset is missing.
+        bnmlp.storage.StorageError: If the folder cannot be written, the checkpoint is damaged, or
+            another process trains in this folder.
+    """
+    directory = Path(directory)
+    finished = read_status(directory).get("state") == "done"
+    if finished:
+        _refuse_other(run, directory)
+        return read_metrics(directory)
+    data = load_dataset(run.dataset, root)
+    with _claimed(run, directory):
+        training = _Training(run, data, directory, torch.device(device or default_device()))
+        training.resume()
+        training.finish(progress)
+    return read_metrics(directory)
+
+
+def load_model(directory: Path | str, *, best: bool = False) -> BNMLP:
+    """The networks of a run's folder as they were last saved.
+
+    Args:
+        directory: Folder of the run.
+        best: Each network at its best evaluation, if the run has ``save_best``.
+
+    Returns:
+        The networks, on the CPU.
+
+    Raises:
+        FileNotFoundError: If the folder has no such checkpoint.
+        bnmlp.storage.StorageError: If the checkpoint is damaged.
+    """
+    directory = Path(directory)
+    path = directory / ("best.pt" if best else "checkpoint.pt")
+    if not path.exists():
+        remedy = "train with save_best" if best else "train() writes one"
+        raise FileNotFoundError(f"{path} is missing: {remedy}")
+    model = read_run(directory).build("meta")
+    model.load_state_dict(storage.load_tensors(path)["model"], assign=True)
+    return model
+
+
+def read_run(directory: Path | str) -> TrainingRun:
+    """The configuration of a run's folder."""
+    path = Path(directory) / "run.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {directory} is not the folder of a run")
+    return TrainingRun.model_validate_json(path.read_text())
+
+
+def read_metrics(directory: Path | str) -> pd.DataFrame:
+    """The metrics of a run's folder, see :func:`train`; an empty table before the first."""
+    path = Path(directory) / "metrics.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["epoch", "replica"])
+
+
+def read_layers(directory: Path | str) -> pd.DataFrame:
+    """All measurements of layers in a run's folder.
+
+    Returns:
+        As :func:`bnmlp.layers.layer_table`, indexed by epoch, layer and replica too.
+    """
+    parts = sorted((Path(directory) / "layers").glob("epoch-*.csv"))
+    tables = [pd.read_csv(part) for part in parts]
+    return pd.concat(tables).set_index(["epoch", "layer", "replica"])
+
+
+def read_status(directory: Path | str) -> dict:
+    """How far the run of a folder is: ``status.json``, empty if there is none."""
+    return storage.read_json(Path(directory) / "status.json")
+
+
+def epoch_orders(seed: int, replicas: int, epoch: int, samples: int) -> Tensor:
+    """The order in which each network sees the training samples in one epoch.
+
+    Args:
+        seed: Seed of the run.
+        replicas: Number of networks; the order of one does not depend on it.
+        epoch: From 0.
+        samples: Size of the training set.
+
+    Returns:
+        A permutation for each network, int64. Shape ``(R, samples)``.
+    """
+    orders = []
+    for r in range(replicas):
+        entropy = int(np.random.SeedSequence((seed, r, epoch, 1)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(entropy)
+        orders.append(torch.randperm(samples, generator=generator))
+    return torch.stack(orders)
+
+
+@contextlib.contextmanager
+def _claimed(run: TrainingRun, directory: Path) -> Iterator[None]:
+    """Hold the folder for this process, with this configuration in it."""
+    try:
+        (directory / "layers").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise storage.StorageError(
+            f"another process trains in {directory}; wait for it or choose another folder"
+        ) from error
+    except OSError as error:
+        raise storage.StorageError(f"cannot use {directory}: {error}") from error
+    with lock:
+        if (directory / "run.json").exists():
+            _refuse_other(run, directory)
+        else:
+            storage.write_text(directory / "run.json", run.model_dump_json(indent=2) + "\n")
+        yield
+
+
+def _refuse_other(run: TrainingRun, directory: Path) -> None:
+    before, now = read_run(directory).model_dump(), run.model_dump()
+    changed = [f"{k}: {before[k]!r} -> {now[k]!r}" for k in now if before[k] != now[k]]
+    if changed:
+        raise ValueError(
+            f"{directory} holds a run with another configuration ({'; '.join(changed)}); "
+            "choose another folder, or remove this one to lose its results"
+        )
+
+
+class _Training:
+    """The state of a run: all of it is in the checkpoint."""
+
+    def __init__(
+        self, run: TrainingRun, data: Dataset, directory: Path, device: torch.device
+    ) -> None:
+        self.run, self.directory, self.device = run, directory, device
+        dtype = getattr(torch, run.dtype)
+        self.x = data.train_x[: run.samples].to(device, dtype)
+        self.y = data.train_y[: run.samples].to(device)
+        self.test = data.test_x.to(device, dtype), data.test_y.to(device)
+        self.steps_per_epoch = len(self.x) // run.batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"{len(self.x)} training samples make no batch of {run.batch_size}; "
+                "lower batch_size or raise samples"
+            )
+        self.steps = run.epochs * self.steps_per_epoch
+        self.step = 0
+        self.sums = torch.zeros(2, run.replicas, dtype=torch.float64)  # of losses and hits
+        self.since = 0  # steps in the sums
+        self.rows: list[dict] = []
+        self.stopped = [""] * run.replicas  # why, for each network
+        self.frozen: dict[int, dict[str, Tensor]] = {}  # networks as they were when they stopped
+        self.best = torch.full((run.replicas,), torch.nan, dtype=torch.float64)
+        self.best_epoch = torch.zeros(run.replicas, dtype=torch.int64)
+        self.seconds, self.saved_at, self.saving = 0.0, 0.0, 0.0
+        self.order: tuple[int, Tensor] | None = None
+
+    def resume(self) -> None:
+        """Take the state from the checkpoint, or begin."""
+        path = self.directory / "checkpoint.pt"
+        if path.exists():
+            state = storage.load_tensors(path, self.device)
+            self.model = self.run.build("meta")
+            self.model.load_state_dict(state["model"], assign=True)
+            self.optimizer = self._optimizer()
+            if self.optimizer:
+                self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.since, self.rows = state["step"], state["since"], state["rows"]
+            self.sums, self.stopped = state["sums"].cpu(), state["stopped"]
+            self.frozen = state["frozen"]
+            self.best, self.best_epoch = state["best"].cpu(), state["best_epoch"].cpu()
+            self.seconds = state["seconds"]
+        else:
+            self.model = self.run.build(self.device)
+            self.optimizer = self._optimizer()
+            self._measure(0)
+        self.started = time.monotonic() - self.seconds
+        self.saved_at = time.monotonic()
+
+    def finish(self, progress: bool | Callable[[str], None] | None) -> None:
+        """Train to the last epoch, or until every network has stopped."""
+        shown = sys.stderr.isatty() if progress is None else progress is True
+        with tqdm(total=self.steps, initial=self.step, disable=not shown, unit="step") as bar:
+            while self.step < self.steps and not all(self.stopped):
+                self._take_step()
+                bar.update()
+                at_end = self.step % self.steps_per_epoch == 0
+                every = self.run.evaluate_every
+                if at_end or (every and self.step % every == 0):
+                    self._evaluate(at_end)
+                    bar.set_postfix_str(self._summary())
+                    if callable(progress) and at_end:
+                        progress(self._summary())
+                elif time.monotonic() - self.saved_at > max(5, CHECKPOINT_EVERY * self.saving):
+                    self._save("running")
+        for r, state in self.frozen.items():
+            _write_replica(self.model, r, state)
+        self._measure(math.ceil(self.step / self.steps_per_epoch))
+        self._save("done")
+
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        run = self.run
+        if run.optimizer == "adam":
+            return torch.optim.Adam(
+                self.model.parameters(), run.learning_rate, weight_decay=run.weight_decay
+            )
+        if run.momentum or run.weight_decay:
+            return torch.optim.SGD(
+                self.model.parameters(), run.learning_rate, run.momentum,
+                weight_decay=run.weight_decay,
+            )  # fmt: skip
+        return None  # the engine's own step, several times faster
+
+    def _learning_rate(self) -> float:
+        run, rate = self.run, self.run.learning_rate
+        if self.step < run.warmup_steps:
+            return rate * (self.step + 1) / run.warmup_steps
+        if run.schedule == "cosine":
+            share = (self.step - run.warmup_steps) / max(1, self.steps - run.warmup_steps)
+            return rate * 0.5 * (1 + math.cos(math.pi * share))
+        return rate
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """The next batch of each network, from its own permutation of the data in each epoch."""
+        epoch, i = divmod(self.step, self.steps_per_epoch)
+        if self.order is None or self.order[0] != epoch:
+            orders = epoch_orders(self.run.seed, self.run.replicas, epoch, len(self.x))
+            self.order = epoch, orders.to(self.device)
+        n = self.run.batch_size
+        chosen = self.order[1][:, i * n : (i + 1) * n]  # (R, n)
+        return self.x[chosen], self.y[chosen]
+
+    def _take_step(self) -> None:
+        x, y = self._batch()
+        rate = self._learning_rate()
+        if self.optimizer:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad()
+            losses, correct = scored_losses(self.model, x, y)
+            losses.sum().backward()
+            self.optimizer.step()
+        else:
+            losses, correct = scored_step(self.model, x, y, rate)
+        self.sums += torch.stack([losses.detach().double(), correct.double() / y.shape[1]]).cpu()
+        self.step, self.since = self.step + 1, self.since + 1
+        for r in (~self.sums[0].isfinite()).nonzero().flatten().tolist():
+            self.stopped[r] = self.stopped[r] or f"loss not finite at step {self.step}"
+
+    def _evaluate(self, at_end: bool) -> None:
+        """Add a row for every network in training, apply the stop rules, save."""
+        train_loss, train_accuracy = (self.sums / self.since).unbind()
+        values = {"train_loss": train_loss, "train_accuracy": train_accuracy}
+        found = {}
+        for statistics in STATISTICS:
+            if statistics == "batch" or self.model.norm == "batch":
+                found[statistics] = evaluate(
+                    self.model, *self.test, statistics,
+                    calibration=self.x[: self.run.calibration_samples],
+                    batch_size=self.run.batch_size,
+                )  # fmt: skip
+            else:  # without batch normalisation there are no statistics to differ in
+                found[statistics] = found["batch"]
+        values |= {f"test_loss_{k}": v.loss for k, v in found.items()}
+        values |= {f"test_accuracy_{k}": v.accuracy for k, v in found.items()}
+        epoch = self.step / self.steps_per_epoch
+        for r in range(self.run.replicas):
+            if not self.stopped[r]:
+                row = {"epoch": epoch, "step": self.step, "replica": r}
+                row["learning_rate"] = self._learning_rate()
+                self.rows.append(row | {k: v[r].item() for k, v in values.items()})
+        self._apply_stop_rules(values, at_end)
+        self.sums.zero_()
+        self.since = 0
+        every = self.run.measure_every
+        if every and at_end and round(epoch) % every == 0 and self.step < self.steps:
+            self._measure(round(epoch))
+        self._save("running")
+
+    def _apply_stop_rules(self, values: dict[str, Tensor], at_end: bool) -> None:
+        run = self.run
+        sign = -1 if "loss" in run.metric else 1
+        metric = values[run.metric]
+        epoch = self.step / self.steps_per_epoch
+        improved = []
+        for r, stopped in enumerate(self.stopped):
+            if stopped:
+                continue
+            value = metric[r].item()
+            if not sign * value <= sign * self.best[r].item():  # nan before the first
+                self.best[r], self.best_epoch[r] = value, math.ceil(epoch)
+                improved.append(r)
+            if run.target is not None and sign * value >= sign * run.target:
+                self.stopped[r] = f"{run.metric} reached {value:.4g} at epoch {epoch:g}"
+            elif run.max_loss is not None and values["train_loss"][r] > run.max_loss:
+                self.stopped[r] = f"train_loss above {run.max_loss:g} at epoch {epoch:g}"
+            elif run.patience and at_end and epoch - self.best_epoch[r] >= run.patience:
+                self.stopped[r] = f"no better {run.metric} since epoch {int(self.best_epoch[r])}"
+            if self.stopped[r]:
+                self.frozen[r] = _read_replica(self.model, r)
+        if run.save_best and improved:
+            self._save_best(improved)
+
+    def _save_best(self, improved: list[int]) -> None:
+        path = self.directory / "best.pt"
+        if len(improved) < self.run.replicas and path.exists():
+            best = self.run.build("meta")
+            best.load_state_dict(storage.load_tensors(path, self.device)["model"], assign=True)
+            for r in improved:
+                _write_replica(best, r, _read_replica(self.model, r))
+        else:
+            best = self.model
+        storage.save_tensors(path, {"model": best.state_dict()})
+
+    def _measure(self, epoch: int) -> None:
+        """Measure the layers of all networks whose weights are finite."""
+        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(1))
+        batch, probe = order[: self.run.batch_size], order[: 2 * self.run.width]
+        finite = [w.isfinite().all(-1).all(-1) for w in self.model.layer_weights()]
+        alive = torch.stack(finite).all(0).nonzero().flatten().tolist()
+        if not alive:
+            return
+        model = self.model if len(alive) == self.run.replicas else _subset(self.model, alive)
+        table = layer_table(model, self.x[batch], self.y[batch], self.x[probe]).reset_index()
+        table["replica"] = table["replica"].map(dict(enumerate(alive)))
+        table.insert(0, "epoch", epoch)
+        storage.write_csv(self.directory / "layers" / f"epoch-{epoch:05}.csv", table)
+
+    def _save(self, state: str) -> None:
+        start = time.monotonic()
+        self.seconds = start - self.started
+        checkpoint = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "step": self.step, "since": self.since, "sums": self.sums, "rows": self.rows,
+            "stopped": self.stopped, "frozen": self.frozen,
+            "best": self.best, "best_epoch": self.best_epoch, "seconds": self.seconds,
+        }  # fmt: skip
+        storage.save_tensors(self.directory / "checkpoint.pt", checkpoint)
+        if self.rows:
+            storage.write_csv(self.directory / "metrics.csv", pd.DataFrame(self.rows))
+        status = {
+            "state": state,
+            "epoch": self.step / self.steps_per_epoch,
+            "epochs": self.run.epochs,
+            "step": self.step,
+            "steps": self.steps,
+            "stopped": self.stopped,
+            "seconds": round(self.seconds, 1),
+            "device": str(self.device),
+            "process": os.getpid(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        storage.write_json(self.directory / "status.json", status)
+        self.saved_at = time.monotonic()
+        self.saving = self.saved_at - start
+
+    def _summary(self) -> str:
+        """One line: the newest row of the networks still in training, median over them."""
+        newest = [row for row in self.rows if row["step"] == self.step]
+        if not newest:
+            return "no network left"
+        table = pd.DataFrame(newest).median()
+        accuracy = ", ".join(f"{s} {table[f'test_accuracy_{s}']:.3f}" for s in STATISTICS)
+        done, left = self.step / self.steps, time.monotonic() - self.started
+        left *= (1 - done) / done
+        return (
+            f"epoch {table['epoch']:g}/{self.run.epochs}: train loss {table['train_loss']:.4f}, "
+            f"accuracy {table['train_accuracy']:.3f}; test accuracy {accuracy}; "
+            f"{len(newest)} of {self.run.replicas} networks; {left / 60:.1f} min left"
+        )
+
+
+def _replica_axis(name: str) -> int:
+    return 0 if name in ("input_weight", "output_weight", "output_bias") else 1
+
+
+def _read_replica(model: BNMLP, r: int) -> dict[str, Tensor]:
+    return {k: v.select(_replica_axis(k), r).clone() for k, v in model.state_dict().items()}
+
+
+def _write_replica(model: BNMLP, r: int, state: dict[str, Tensor]) -> None:
+    for name, value in model.state_dict().items():
+        value.select(_replica_axis(name), r).copy_(state[name])
+
+
+def _subset(model: BNMLP, replicas: list[int]) -> BNMLP:
+    """Copies of some of the networks, for measurements."""
+    names = ("activation", "gain", "gain_exponent", "norm", "center", "unit_norm", "affine", "eps",
+             "order", "init", "init_gain", "seed")  # fmt: skip
+    part = BNMLP(
+        model.in_features, model.width, model.depth, model.out_features,
+        bias=model.layer_bias is not None, replicas=len(replicas),
+        dtype=model.input_weight.dtype, device="meta",
+        **{name: getattr(model, name) for name in names},
+    )  # fmt: skip
+    index = torch.tensor(replicas, device=model.input_weight.device)
+    state = {k: v.index_select(_replica_axis(k), index) for k, v in model.state_dict().items()}
+    part.load_state_dict(state, assign=True)
+    return part

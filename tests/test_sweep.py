@@ -1,0 +1,189 @@
+"""Many runs: over processes, over a Dask cluster that loses a worker, and by the command."""
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bnmlp import TrainingRun, gather, read_runs, train, train_all
+from bnmlp.cli import app
+from bnmlp.sweep import SweepError
+from bnmlp.training import load_model, read_metrics, read_status
+
+FIELDS = {
+    "dataset": "digits", "depth": 5, "width": 20, "batch_size": 50, "learning_rate": 0.05,
+    "epochs": 2, "calibration_samples": 200,
+}  # fmt: skip
+
+
+def runs(count, **fields):
+    return [
+        TrainingRun(**{**FIELDS, "name": f"run-{i}", "seed": i, **fields}) for i in range(count)
+    ]
+
+
+def test_runs_of_a_file_share_its_defaults(tmp_path):
+    path = tmp_path / "runs.json"
+    entries = [{"name": "a"}, {"name": "b", "depth": 7}]
+    path.write_text(json.dumps({"defaults": FIELDS, "runs": entries}))
+    assert [run.depth for run in read_runs(path)] == [5, 7]
+    path.write_text(json.dumps([{**FIELDS, **e} for e in entries]))
+    assert [run.name for run in read_runs(path)] == ["a", "b"]
+    for content, message in (
+        ("{", "is no JSON"),
+        ('{"run": []}', "expected a list of runs"),
+        ('[{"name": "a"}, {"name": "a"}]', "these do not: a"),
+        ('[{"deepness": 3}]', "deepness"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_runs(path)
+
+
+def test_a_sweep_is_taken_up_where_it_stopped_and_gathered_into_one_table(tmp_path):
+    first = train_all(runs(2), tmp_path)
+    made = (tmp_path / "run-0" / "checkpoint.pt").stat().st_mtime_ns
+    lines = []
+    table = train_all(runs(3), tmp_path, progress=lines.append)
+    assert (tmp_path / "run-0" / "checkpoint.pt").stat().st_mtime_ns == made
+    assert table["name"].unique().tolist() == ["run-0", "run-1", "run-2"]
+    assert table.columns[:2].tolist() == ["name", "seed"]
+    pd.testing.assert_frame_equal(table[: len(first)], first)
+    assert sum(": done after 2 epochs" in line for line in lines) == 3
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        gather(tmp_path / "elsewhere")
+
+
+def test_a_failing_run_does_not_stop_the_others(tmp_path):
+    wrong = TrainingRun(**{**FIELDS, "name": "wrong", "samples": 10})
+    for executor in (None, ThreadPoolExecutor(1)):
+        folder = tmp_path / str(executor is None)
+        with pytest.raises(SweepError, match="1 of 3 runs failed: wrong: 10 training samples"):
+            train_all([wrong, *runs(2)], folder, executor=executor)
+        assert [read_status(folder / f"run-{i}")["state"] for i in range(2)] == ["done"] * 2
+
+
+@pytest.mark.slow
+def test_processes_give_the_numbers_of_one(tmp_path):
+    expected = train_all(runs(3), tmp_path / "one")
+    found = train_all(runs(3), tmp_path / "two", jobs=2)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_worker_loses_nothing(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    options = {"depth": 60, "epochs": 12, "replicas": 2, "learning_rate": 0.01}
+    several = runs(3, **options)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+        ThreadPoolExecutor(1) as background,
+    ):
+        executor = client.get_executor(pure=False)
+        sweep = background.submit(train_all, several, tmp_path / "cluster", executor=executor)
+        killed = kill_a_worker_in_the_middle(client, tmp_path / "cluster", several)
+        table = sweep.result(timeout=300)
+    assert killed, "all runs ended before a worker could be killed in one"
+    assert killed != read_status(tmp_path / "cluster" / "run-0")["process"]
+    assert table.groupby("name").size().tolist() == [24] * 3
+    # On the killed worker's run: bit for bit what an undisturbed worker makes of it, as one thread.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(several[0], tmp_path / "alone")
+    finally:
+        torch.set_num_threads(threads)
+    pd.testing.assert_frame_equal(
+        read_metrics(tmp_path / "alone"),
+        read_metrics(tmp_path / "cluster" / "run-0"),
+        check_exact=True,
+    )
+    assert load_model(tmp_path / "alone").hidden_weight.equal(
+        load_model(tmp_path / "cluster" / "run-0").hidden_weight
+    )
+
+
+def kill_a_worker_in_the_middle(client, folder, several):
+    """Kill the process that trains the first run once it has saved some epochs."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        status = read_status(folder / several[0].name)
+        if status.get("state") == "running" and status["epoch"] >= 2:
+            os.kill(status["process"], signal.SIGKILL)
+            return status["process"]
+        if status.get("state") == "done":
+            break
+        time.sleep(0.02)
+    return None
+
+
+def bnmlp(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_the_command_trains_goes_on_and_shows(tmp_path):
+    folder = tmp_path / "run"
+    options = [
+        part for name, value in FIELDS.items() for part in (f"--{name.replace('_', '-')}", value)
+    ]
+    result = bnmlp("train", "--directory", folder, *options, "--no-center")
+    assert "results in" in result.output
+    assert "epoch 2/2: train loss" in result.stderr
+    assert train(TrainingRun(**FIELDS, center=False), folder) is not None
+    assert "done" in bnmlp("status", folder).output
+    refused = bnmlp("train", "--directory", folder, *options, code=1)
+    assert "center: False -> True" in refused.stderr
+    other = tmp_path / "other"
+    bnmlp("train", "--config", folder / "run.json", "--directory", other, "--epochs", 1)
+    assert len(read_metrics(other)) == 1
+
+
+def test_the_command_has_an_option_for_every_field():
+    text = bnmlp("train", "--help").output
+    for name, field in TrainingRun.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text.replace("\n", " "), name
+        assert field.description.split()[0] in text
+
+
+def test_the_command_runs_files_and_reports_failures(tmp_path):
+    path = tmp_path / "runs.json"
+    entries = [{"name": "good"}, {"name": "bad", "samples": 3}]
+    path.write_text(json.dumps({"defaults": FIELDS, "runs": entries}))
+    result = bnmlp("run", path, tmp_path / "out", code=1)
+    assert "1 of 2 runs failed: bad: 3 training samples" in result.stderr
+    shown = bnmlp("status", tmp_path / "out").output
+    assert "good" in shown
+    assert "begun" in shown
+    assert "no run in" in bnmlp("status", tmp_path, code=1).stderr
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path):
+    for options, message in (
+        (["--depth", "0"], "bnmlp: depth: Input should be greater than or equal to 1, got 0"),
+        (["--learning-rate", "nan"], "bnmlp: learning_rate: Input should be a finite number"),
+        (["--dataset", "cifar10", "--root", tmp_path], "bnmlp data get cifar10"),
+    ):
+        result = CliRunner().invoke(
+            app, ["train", "--directory", str(tmp_path / "run"), *map(str, options)]
+        )
+        assert result.exit_code in (1, 2)
+        assert message in result.stderr
+        assert "Traceback" not in result.output
+
+
+def test_data_are_listed(tmp_path):
+    shown = bnmlp("data", "list", "--root", tmp_path).output
+    assert "mnist5k        4000 + 1000 samples" in shown
+    assert "cifar100       missing: bnmlp data get cifar100" in shown
+    assert "digits: 1442 + 355 samples" in bnmlp("data", "get", "digits").output
