@@ -22,7 +22,9 @@ Positive = Annotated[int, Field(ge=1)]
 class TrainingRun(BaseModel):
     """Everything that decides the numbers of a run; equal runs on one machine are bit-equal.
 
-    Fields of the network mean what they mean for :class:`BNMLP`.
+    The fields of the network mean what they mean for :class:`BNMLP`. A field that is unknown or
+    out of range raises pydantic's ``ValidationError``, a ``ValueError``. ``run.model_dump_json()``
+    and ``TrainingRun.model_validate_json(text)`` are the way to JSON and back.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -35,7 +37,7 @@ class TrainingRun(BaseModel):
     depth: Positive = Field(100, description="normalised layers, the first included")
     activation: Literal[tuple(ACTIVATIONS)] = Field("tanh", description="activation")
     gain: float = Field(1.0, gt=0, description="factor on the activation's input")
-    gain_exponent: float = Field(0.4, description="e: layer l has the gain times l^-e")
+    gain_exponent: float = Field(0.4, description="exponent e: layer l has the gain times l^-e")
     norm: Literal[NORMS] = Field("batch", description="normalisation")
     center: bool = Field(True, description="subtract the mean before scaling")
     unit_norm: bool = Field(False, description="rows of norm one, as the paper writes it")
@@ -99,3 +101,13 @@ class TrainingRun(BaseModel):
             dtype=getattr(torch, self.dtype), device=device,
             **{name: getattr(self, name) for name in names},
         )  # fmt: skip
+
+
+def _argument(name: str) -> str:
+    field = TrainingRun.model_fields[name]
+    default = "" if field.default is None else f" Default {field.default}."
+    return f"        {name}: {field.description[0].upper()}{field.description[1:]}.{default}"
+
+
+# One source for the fields' meaning: here, on the command line, and on the page of the package.
+TrainingRun.__doc__ += "\n    Args:\n" + "\n".join(map(_argument, TrainingRun.model_fields)) + "\n"
