@@ -112,6 +112,9 @@ def recalibrate(model: BNMLP, x: Tensor, batch_size: int = 100) -> None:
 def population_statistics(model: BNMLP, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """Statistics of what every layer normalises, all samples being one batch.
 
+    The variance is the biased one that normalises in training; ``running_var`` of PyTorch holds
+    the unbiased one, larger by n / (n - 1), which shrinks every layer a little in evaluation.
+
     Args:
         model: R networks with batch normalisation.
         x: Samples. Shape ``(N, in_features)``.
@@ -125,7 +128,11 @@ def population_statistics(model: BNMLP, x: Tensor, batch_size: int) -> tuple[Ten
 
     def normalize(i: int, z: Tensor) -> Tensor:
         mean, var = model.batch_statistics(z)
-        variances[i] = var * (batch_size / len(x)) if model.unit_norm else var
+        if model.unit_norm:
+            var = var * (batch_size / len(x))
+        elif model.center:  # as normalised in training: without Bessel's correction
+            var = var * ((len(x) - 1) / len(x))
+        variances[i] = var
         if mean is not None:
             means[i] = mean
         return _fixed_norm(model, z, means[i], variances[i])

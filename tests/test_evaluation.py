@@ -66,12 +66,9 @@ def test_recalibration_makes_the_calibration_samples_one_batch():
         torch.testing.assert_close(found, expected(model.eval()(x), y), msg=str(options))
         if options["norm"] == "batch":
             assert not torch.equal(before[0 if options["center"] else 1], model.running_var)
-            # Layer by layer: the calibration samples now pass as one batch would, up to the
-            # unbiased variance.
-            unbiased = model.center and not model.unit_norm
+            # Layer by layer: the calibration samples now pass as they would as one batch.
             one_batch = model.train().logits(calibration)
-            if not unbiased:
-                torch.testing.assert_close(model.eval()(calibration), one_batch)
+            torch.testing.assert_close(model.eval()(calibration), one_batch)
 
 
 def test_evaluation_changes_nothing_and_mode_does_not_matter():
