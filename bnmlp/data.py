@@ -1,5 +1,6 @@
 """Real datasets as standardised matrices, and the special batches that experiments need."""
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -187,21 +188,23 @@ def load_dataset(
     )
 
 
-def available_datasets(root: str | os.PathLike | None = None) -> list[Dataset]:
-    """Every dataset that loads here without a download.
+def available_datasets(*names: str, root: str | os.PathLike | None = None) -> list[Dataset]:
+    """Those datasets that load here without a download.
 
     Args:
+        *names: Names as in :func:`load_dataset`; all if omitted.
         root: Folder of the datasets, as in :func:`load_dataset`.
 
     Returns:
         The datasets, in the order of the names.
+
+    Raises:
+        ValueError: If a name is unknown or a dataset is damaged.
     """
     found = []
-    for name in LOADERS:
-        try:
+    for name in names or LOADERS:
+        with contextlib.suppress(FileNotFoundError):
             found.append(load_dataset(name, root))
-        except FileNotFoundError:
-            continue
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bnmlp.activations import ACTIVATIONS
+from bnmlp.activations import ACTIVATIONS, gain_schedule
 
 
 def gaussian_mean(function: Callable[[Tensor], Tensor], variance: float = 1.0) -> float:
@@ -72,3 +72,50 @@ def gradient_growth(activation: str, gain: float = 1.0, *, norm: str = "batch") 
         energy -= gaussian_mean(sigma, gain**2) ** 2
     change = gain**2 * gaussian_mean(lambda x: slope(x).square(), gain**2)
     return 0.5 * math.log(change / energy)
+
+
+def running_spread(
+    depth: int,
+    activation: str,
+    *,
+    gain: float = 1.0,
+    gain_exponent: float = 0.0,
+    steps: float = math.inf,
+    batch_size: int,
+    momentum: float = 0.1,
+    first_variance: float = 1.0,
+) -> Tensor:
+    r"""Spread of representations under running statistics, compared with batch statistics.
+
+    The recursion :eq:`running-spread` of the book, for wide networks with weights at rest and
+    PyTorch's averages, which begin at one and hold the unbiased variance.
+
+    Args:
+        depth: Number of layers.
+        activation: An odd function in ``bnmlp.ACTIVATIONS``: identity, tanh or sin.
+        gain: :math:`\alpha`.
+        gain_exponent: :math:`e` in :math:`\alpha_\ell = \alpha\,\ell^{-e}`.
+        steps: Batches that have gone into the averages.
+        batch_size: Samples in each.
+        momentum: Weight of the newest batch.
+        first_variance: Mean variance of what the first layer normalises.
+
+    Returns:
+        Logarithm of the ratio of standard deviations after each layer. Shape ``(depth,)``.
+
+    Raises:
+        ValueError: If the activation is not odd.
+    """
+    if activation not in ("identity", "tanh", "sin"):
+        raise ValueError(f"running_spread: the activation must be odd, got {activation!r}")
+    sigma, memory = ACTIVATIONS[activation], (1 - momentum) ** steps
+    bessel = batch_size / (batch_size - 1)
+    seen = evaluated = first_variance  # variance of what a layer normalises, in either mode
+    ratios = torch.empty(depth, dtype=torch.float64)
+    for i, alpha in enumerate(gain_schedule(depth, gain, gain_exponent).tolist()):
+        running = memory + (1 - memory) * bessel * seen
+        q = alpha**2 * evaluated / running
+        seen = gaussian_mean(lambda x: sigma(x).square(), alpha**2)
+        evaluated = gaussian_mean(lambda x: sigma(x).square(), q)
+        ratios[i] = 0.5 * math.log(evaluated / seen)
+    return ratios

@@ -98,7 +98,7 @@ def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path):
     assert data.train_x.shape == (60_000, 784)
     assert data.train_y.bincount().tolist() == [6000] * 10
     assert data.train_x.mean().abs() < 1e-3
-    assert "fashion_mnist" in [d.name for d in available_datasets(tmp_path)]
+    assert "fashion_mnist" in [d.name for d in available_datasets(root=tmp_path)]
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_truncated_altered_and_missing_idx_files_are_named(fashion_folder, tmp_p
 def test_a_missing_dataset_names_the_remedies(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"download=True.*BNMLP_DATA.*mnist5k"):
         load_dataset(name, tmp_path)
-    assert name not in [d.name for d in available_datasets(tmp_path)]
+    assert name not in [d.name for d in available_datasets(root=tmp_path)]
 
 
 def test_altered_cifar_is_refused_before_it_is_unpickled(tmp_path):
@@ -175,6 +175,13 @@ def test_degenerate_batches_have_the_rank_of_their_distinct_samples():
     many, many_labels = degenerate_batch(torch.stack([x, 2 * x]), torch.stack([y, y]), 5)
     assert torch.equal(many, torch.stack([repeated, 2 * repeated]))
     assert torch.equal(many_labels[1], labels)
+
+
+def test_only_the_named_datasets_that_are_here_are_loaded(tmp_path):
+    found = available_datasets("cifar100", "digits", root=tmp_path)
+    assert [d.name for d in found] == ["digits"]
+    with pytest.raises(ValueError, match="unknown dataset"):
+        available_datasets("digit")
 
 
 def test_batches_of_networks_are_the_batches_of_their_seeds():
