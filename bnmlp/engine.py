@@ -72,6 +72,7 @@ class Stack:
     def __init__(self, model: BNMLP, x: Tensor, capacity: int | None = None) -> None:
         # Weak, since a stack is kept for its model: a strong reference would keep both for ever.
         self.model, self.n, self.first = weakref.proxy(model), x.shape[-2], 0
+        self.made_for = _choices(model, x)
         n, capacity = self.n, capacity or model.depth
         like = {"dtype": x.dtype, "device": x.device}
         shape = (capacity, model.replicas, model.width, n)
@@ -227,11 +228,18 @@ class Stack:
 _STACKS: "weakref.WeakKeyDictionary[BNMLP, Stack]" = weakref.WeakKeyDictionary()
 
 
+def _choices(model: BNMLP, x: Tensor) -> tuple:
+    """What the buffers of a stack depend on; the attributes of a model may be changed."""
+    return (
+        x.shape[-2], x.dtype, x.device, model.activation, model.order, model.norm, model.center,
+        model.unit_norm, model.eps, model.affine,
+    )  # fmt: skip
+
+
 def stack_of(model: BNMLP, x: Tensor) -> Stack:
     """Buffers for all layers of the model and batches like ``x``, kept from call to call."""
     stack = _STACKS.get(model)
-    wanted = (x.shape[-2], x.dtype, x.device)
-    if stack is None or (stack.n, stack.means.dtype, stack.means.device) != wanted:
+    if stack is None or stack.made_for != _choices(model, x):
         _STACKS.pop(model, None)  # free the old buffers before taking new ones
         stack = _STACKS[model] = Stack(model, x)
     return stack

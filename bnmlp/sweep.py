@@ -108,7 +108,8 @@ def gather(directory: Path | str) -> pd.DataFrame:
 
     Returns:
         The rows of :func:`read_metrics` behind the columns ``name`` and every field of
-        :class:`TrainingRun` that differs between the runs.
+        :class:`TrainingRun` that differs between the runs; the rate of each row is
+        ``current_learning_rate``.
 
     Raises:
         FileNotFoundError: If there is no run.
@@ -120,7 +121,7 @@ def gather(directory: Path | str) -> pd.DataFrame:
     varied = [c for c in fields if c != "name" and fields[c].astype(str).nunique() > 1]
     tables = []
     for folder, (_, row) in zip(folders, fields.iterrows(), strict=True):
-        table = read_metrics(folder)
+        table = read_metrics(folder).rename(columns={"learning_rate": "current_learning_rate"})
         for position, column in enumerate(["name", *varied]):
             table.insert(position, column, row[column])
         tables.append(table)

@@ -121,3 +121,18 @@ def test_the_fast_hyperbolic_tangent_is_accurate_in_float32():
     assert error < 2e-7, f"absolute error {error:.1e}"
     small = x.double()
     torch.testing.assert_close(engine._tanh(small, torch.empty_like(small)), exact)
+
+
+def test_choices_changed_between_steps_are_followed():
+    x, y = torch.randn(N, IN), torch.randint(OUT, (N,))
+    changed = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", dtype=torch.float64)
+    for attribute, value in (("activation", "sin"), ("order", "act_norm"), ("center", False),
+                             ("unit_norm", True), ("eps", 0.1)):  # fmt: skip
+        sgd_step(changed, x, y, 0.1)
+        setattr(changed, attribute, value)
+        expected = torch.autograd.grad(
+            F.cross_entropy(changed.logits(x)[0], y), changed.input_weight
+        )[0]
+        before = changed.input_weight.detach().clone()
+        sgd_step(changed, x, y, 1.0)
+        torch.testing.assert_close(before - changed.input_weight.detach(), expected)

@@ -56,6 +56,10 @@ def test_a_sweep_is_taken_up_where_it_stopped_and_gathered_into_one_table(tmp_pa
     assert table.columns[:2].tolist() == ["name", "seed"]
     pd.testing.assert_frame_equal(table[: len(first)], first)
     assert sum(": done after 2 epochs" in line for line in lines) == 3
+    faster = TrainingRun(**{**FIELDS, "name": "faster", "learning_rate": 0.1, "schedule": "cosine"})
+    table = train_all([faster], tmp_path).set_index("name")
+    assert table.loc["faster", "learning_rate"].tolist() == [0.1, 0.1]
+    assert table.loc["faster", "current_learning_rate"].max() < 0.1
     with pytest.raises(FileNotFoundError, match="no run in"):
         gather(tmp_path / "elsewhere")
 
