@@ -1,6 +1,6 @@
 """What decides the numbers of a training run, checked when it is written down."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,7 +16,6 @@ METRICS = (
     "train_accuracy",
     *(f"test_{kind}_{s}" for kind in ("loss", "accuracy") for s in STATISTICS),
 )
-Positive = Annotated[int, Field(ge=1)]
 
 
 class TrainingRun(BaseModel):
@@ -31,10 +30,10 @@ class TrainingRun(BaseModel):
 
     name: str = Field("run", description="name, also of the folder", pattern=r"^[\w.+-]+$")
     dataset: Literal[tuple(LOADERS)] = Field("mnist5k", description="training and test data")
-    samples: Positive | None = Field(None, description="use the first training samples only")
+    samples: int | None = Field(None, ge=1, description="use the first training samples only")
 
-    width: Positive = Field(100, description="features of each layer")
-    depth: Positive = Field(100, description="normalised layers, the first included")
+    width: int = Field(100, ge=1, description="features of each layer")
+    depth: int = Field(100, ge=1, description="normalised layers, the first included")
     activation: Literal[tuple(ACTIVATIONS)] = Field("tanh", description="activation")
     gain: float = Field(1.0, gt=0, description="factor on the activation's input")
     gain_exponent: float = Field(0.4, description="exponent e: layer l has the gain times l^-e")
@@ -47,7 +46,7 @@ class TrainingRun(BaseModel):
     order: Literal[ORDERS] = Field("norm_act", description="normalise before or after")
     init: Literal[tuple(INITIALIZATIONS)] = Field("orthogonal", description="initial weights")
     init_gain: float = Field(1.0, gt=0, description="factor on the initial weights")
-    replicas: Positive = Field(1, description="independent networks trained side by side")
+    replicas: int = Field(1, ge=1, description="independent networks trained side by side")
     seed: int = Field(0, ge=0, description="seed of weights and data order")
     dtype: Literal["float32", "float64"] = Field("float32", description="type of all numbers")
 
@@ -58,24 +57,24 @@ class TrainingRun(BaseModel):
     schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     batch_size: int = Field(100, ge=2, description="samples in a batch")
-    epochs: Positive = Field(10, description="passes over the training data")
+    epochs: int = Field(10, ge=1, description="passes over the training data")
 
-    evaluate_every: Positive | None = Field(
-        None, description="evaluate every so many steps; the end of an epoch if omitted"
+    evaluate_every: int | None = Field(
+        None, ge=1, description="evaluate every so many steps; the end of an epoch if omitted"
     )
-    calibration_samples: Positive = Field(
-        2000, description="training samples for recalibrated statistics"
+    calibration_samples: int = Field(
+        2000, ge=1, description="training samples for recalibrated statistics"
     )
-    measure_every: Positive | None = Field(
-        None, description="measure layers every so many epochs; first and last if omitted"
+    measure_every: int | None = Field(
+        None, ge=1, description="measure layers every so many epochs; first and last if omitted"
     )
     metric: Literal[METRICS] = Field(
         "test_accuracy_batch", description="what target, patience and best follow"
     )
     target: float | None = Field(None, description="stop a network that reaches this metric")
     max_loss: float | None = Field(None, gt=0, description="stop above this training loss")
-    patience: Positive | None = Field(
-        None, description="stop after so many epochs without improvement"
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without improvement"
     )
     save_best: bool = Field(False, description="keep each network's weights at its best")
 

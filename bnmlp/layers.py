@@ -24,7 +24,7 @@ def layer_table(model: BNMLP, x: Tensor, y: Tensor, probe: Tensor) -> pd.DataFra
             samples than features. Shape ``(N, in_features)``.
 
     Returns:
-        One row for each layer, counted from 1, and replica: ``weight_gap``, ``weight_norm``,
+        One row for each layer, counted from 1, and replica, with ``weight_gap``, ``weight_norm``,
         ``gradient_norm``, and the isometry gap of the representation after each stage,
         ``linear_gap``, ``norm_gap`` and ``activation_gap``.
     """

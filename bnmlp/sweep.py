@@ -70,7 +70,7 @@ def train_all(
         As :func:`gather`.
 
     Raises:
-        SweepError: If some runs failed, after all others have ended.
+        bnmlp.sweep.SweepError: If some runs failed, after all others have ended.
         ValueError: If two runs have one name, or ``jobs`` is not positive.
     """
     _check_names(runs)

@@ -53,10 +53,10 @@ def train(
             with one line per epoch; by default a bar where standard error is a terminal.
 
     Returns:
-        One row for each evaluation and network that was still in training: ``epoch``, ``step``,
-        ``replica``, ``learning_rate``, ``train_loss`` and ``train_accuracy`` (mean over the steps
-        since the row before), and loss and accuracy on the test data for each of the three
-        statistics of :func:`evaluate`.
+        One row for each evaluation and network that was still in training, with ``epoch``,
+        ``step``, ``replica``, ``learning_rate``, ``train_loss`` and ``train_accuracy`` (mean over
+        the steps since the row before), and loss and accuracy on the test data for each of the
+        three statistics of :func:`evaluate`.
 
     Raises:
         ValueError: If the folder belongs to a run with another configuration (the differences are
