@@ -44,8 +44,8 @@ def train_in_child(fields, folder):
 @pytest.mark.slow
 def test_a_run_killed_ten_times_is_bit_for_bit_the_uninterrupted_one(tmp_path):
     run = TrainingRun(
-        dataset="mnist5k", samples=1000, depth=200, replicas=2, learning_rate=0.01, epochs=8,
-        measure_every=6, calibration_samples=300,
+        dataset="mnist5k", samples=400, depth=200, replicas=2, learning_rate=0.01, epochs=20,
+        measure_every=15, calibration_samples=300,
     )  # fmt: skip
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bnmlp", "sklearn.datasets"])
@@ -67,20 +67,29 @@ def test_a_run_killed_ten_times_is_bit_for_bit_the_uninterrupted_one(tmp_path):
     assert whole.exitcode == 0
     moments = random.Random(0)
     epochs = []
-    for _ in range(10):
+    for kill in range(10):
         process = start(tmp_path / "killed")
-        time.sleep(duration * moments.uniform(0.02, 0.13))
+        if kill % 2:  # at any moment, the start of the process included
+            time.sleep(duration * moments.uniform(0.0, 0.1))
+        else:  # within an epoch after the first checkpoint of this process
+            while process.is_alive() and last_writer(tmp_path / "killed") != process.pid:
+                time.sleep(0.01)
+            time.sleep(duration / run.epochs * moments.random())
         process.kill()
         process.join()
         assert process.exitcode == -9, "the run ended before it was killed ten times"
-        epochs.append(read_status(tmp_path / "killed").get("epoch", 0))
+        epochs.append(read_status(tmp_path / "killed")["epoch"])
     assert epochs == sorted(epochs)
-    assert 0 < epochs[-1] < run.epochs, epochs
+    assert 5 <= epochs[-1] < run.epochs, epochs
     last = start(tmp_path / "killed")
     last.join()
     assert last.exitcode == 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
-    assert read_metrics(tmp_path / "killed")["epoch"].tolist() == sorted([*range(1, 9)] * 2)
+    assert read_metrics(tmp_path / "killed")["epoch"].tolist() == sorted([*range(1, 21)] * 2)
+
+
+def last_writer(folder):
+    return read_status(folder).get("process")
 
 
 class Killed(Exception):
