@@ -72,7 +72,7 @@ class Stack:
     def __init__(self, model: BNMLP, x: Tensor, capacity: int | None = None) -> None:
         # Weak, since a stack is kept for its model: a strong reference would keep both for ever.
         self.model, self.n, self.first = weakref.proxy(model), x.shape[-2], 0
-        self.made_for = _choices(model, x)
+        self.made_for = choices(model, x)
         n, capacity = self.n, capacity or model.depth
         like = {"dtype": x.dtype, "device": x.device}
         shape = (capacity, model.replicas, model.width, n)
@@ -228,8 +228,16 @@ class Stack:
 _STACKS: "weakref.WeakKeyDictionary[BNMLP, Stack]" = weakref.WeakKeyDictionary()
 
 
-def _choices(model: BNMLP, x: Tensor) -> tuple:
-    """What the buffers of a stack depend on; the attributes of a model may be changed."""
+def choices(model: BNMLP, x: Tensor) -> tuple:
+    """What the buffers of a stack depend on, for attributes of a model may be changed.
+
+    Args:
+        model: R networks.
+        x: A batch. Shape ``(..., n, features)``.
+
+    Returns:
+        Equal for equal choices.
+    """
     return (
         x.shape[-2], x.dtype, x.device, model.activation, model.order, model.norm, model.center,
         model.unit_norm, model.eps, model.affine,
@@ -239,7 +247,7 @@ def _choices(model: BNMLP, x: Tensor) -> tuple:
 def stack_of(model: BNMLP, x: Tensor) -> Stack:
     """Buffers for all layers of the model and batches like ``x``, kept from call to call."""
     stack = _STACKS.get(model)
-    if stack is None or stack.made_for != _choices(model, x):
+    if stack is None or stack.made_for != choices(model, x):
         _STACKS.pop(model, None)  # free the old buffers before taking new ones
         stack = _STACKS[model] = Stack(model, x)
     return stack

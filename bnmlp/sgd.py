@@ -94,7 +94,8 @@ def _graphed_step(
     model: BNMLP, x: Tensor, y: Tensor, learning_rate: float
 ) -> tuple[Tensor, Tensor]:
     """One step replayed from a CUDA graph: thousands of launches for the price of one."""
-    key = (x.shape, x.dtype, model.hidden_weight.data_ptr(), model.input_weight.data_ptr())
+    addresses = (model.hidden_weight.data_ptr(), model.input_weight.data_ptr())
+    key = (x.shape, engine.choices(model, x), tuple(model.gains), addresses)
     if model not in _GRAPHS or _GRAPHS[model][0] != key:
         _GRAPHS.pop(model, None)
         _GRAPHS[model] = (key, *_capture(model, x, y))

@@ -202,6 +202,7 @@ class _Training:
             )
         self.steps = run.epochs * self.steps_per_epoch
         self.step = 0
+        self.rate = 0.0  # of the newest step
         self.sums = torch.zeros(2, run.replicas, dtype=torch.float64)  # of losses and hits
         self.since = 0  # steps in the sums
         self.rows: list[dict] = []
@@ -227,12 +228,14 @@ class _Training:
             self.frozen = state["frozen"]
             self.best, self.best_epoch = state["best"].cpu(), state["best_epoch"].cpu()
             self.seconds = state["seconds"]
+            self.saved_at = time.monotonic()
+            self.started = self.saved_at - self.seconds
         else:
+            self.started = time.monotonic()
             self.model = self.run.build(self.device)
             self.optimizer = self._optimizer()
             self._measure(0)
-        self.started = time.monotonic() - self.seconds
-        self.saved_at = time.monotonic()
+            self._save("running")
 
     def finish(self, progress: bool | Callable[[str], None] | None) -> None:
         """Train to the last epoch, or until every network has stopped."""
@@ -289,7 +292,7 @@ class _Training:
 
     def _take_step(self) -> None:
         x, y = self._batch()
-        rate = self._learning_rate()
+        rate = self.rate = self._learning_rate()
         if self.optimizer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -324,7 +327,7 @@ class _Training:
         for r in range(self.run.replicas):
             if not self.stopped[r]:
                 row = {"epoch": epoch, "step": self.step, "replica": r}
-                row["learning_rate"] = self._learning_rate()
+                row["learning_rate"] = self.rate
                 self.rows.append(row | {k: v[r].item() for k, v in values.items()})
         self._apply_stop_rules(values, at_end)
         self.sums.zero_()
