@@ -22,14 +22,22 @@ aten = torch.ops.aten
 SELU = (1.6732632423543772, 1.0507009873554805)
 
 
-def _tanh(x: Tensor, out: Tensor) -> Tensor:
-    """Hyperbolic tangent; in float32 on a CPU as 2 sigmoid(2x) - 1, several times faster.
+def tanh_by_sigmoid(x: Tensor) -> bool:
+    """Whether tanh is computed as 2 sigmoid(2x) - 1, several times faster.
 
     The absolute error of that form is below 2e-7, that is one or two units of float32 at 1.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def _tanh(x: Tensor, out: Tensor) -> Tensor:
+    if not tanh_by_sigmoid(x):
         return torch.tanh(x, out=out)
-    torch.sigmoid(torch.mul(x, 2, out=out), out=out)
+    return _tanh_of_half(torch.mul(x, 2, out=out), out)
+
+
+def _tanh_of_half(x: Tensor, out: Tensor) -> Tensor:
+    torch.sigmoid(x, out=out)
     return torch.add(MINUS_ONE, out, alpha=2, out=out)
 
 
@@ -99,12 +107,14 @@ class Stack:
         self.parts = activation_parts(model.activation)
         names = {name for _, name in self.parts}
         self.linear_only = names == {"identity"}
+        self.tanh_only = names == {"tanh"} and tanh_by_sigmoid(x)
         self.keeps_middle = model.order == "act_norm" or "sin" in names
         self.middle = (
             fresh(shape, **like).unbind()
             if self.keeps_middle
             else (torch.empty(shape[1:], **like),) * capacity
         )
+        self.nbytes = (2 + self.keeps_middle) * math.prod(shape) * x.dtype.itemsize
         self.means = torch.zeros(*shape[:-1], 1, **like)
         self.rstds = torch.ones(*shape[:-1], 1, **like)
         self.mean, self.rstd = self.means.unbind(), self.rstds.unbind()
@@ -141,6 +151,9 @@ class Stack:
                 self._normalize(i, y, 1.0, self.out[i])
             elif self.linear_only:
                 self._normalize(i, z, gain, self.out[i])
+            elif self.tanh_only:  # the factor of 2 costs nothing where it joins the gain
+                y = self._normalize(i, z, 2 * gain, self.middle[i])
+                _tanh_of_half(y, self.out[i])
             else:
                 y = self._normalize(i, z, gain, self.middle[i])
                 activate(self.parts, y, self.out[i])
@@ -295,11 +308,12 @@ def backward_in_segments(
     weights_of: Callable[[range], Sequence[Tensor]],
     visit: Callable[[int, Tensor, Tensor, Tensor], None],
     progress: Callable[[range], Iterable[int]] = iter,
+    spare: int = 0,
 ) -> None:
     """Visit the gradients of every layer, last first, with memory for the root of the depth.
 
     The way in keeps the representation at the start of each segment only; the way back runs each
-    segment again. One forward pass more buys buffers small enough to stay in the cache. Between
+    segment again, except for the last ones, whose buffers fit into the spare memory. Between
     segments the gradient is scaled to a largest entry of one, so no depth over- or underflows.
 
     Args:
@@ -312,29 +326,39 @@ def backward_in_segments(
             gradient of the linear stage, input of the layer, logarithm of the factor by which the
             gradient has been divided). Shapes ``(R, d, n)``, ``(R, m, n)`` and ``(R,)``.
         progress: Wraps the loop over segments, as tqdm does.
+        spare: Bytes for buffers that save the second way in.
     """
     depth = model.depth
     length = max(1, math.isqrt(depth))
     starts = range(0, depth, length)
     stack = Stack(model, x, min(length, depth))
+    kept = len(starts) - 1 - min(spare // stack.nbytes, len(starts) - 1)
     h = x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
-    entering = []
+    passed = []
     for first in progress(starts):
-        entering.append(h)
-        weights = weights_of(range(first, min(first + length, depth)))
-        h = stack.forward(weights, h, first).clone()
+        layers = range(first, min(first + length, depth))
+        weights = weights_of(layers)
+        if first < starts[kept]:
+            passed.append((stack, layers, None, h))
+            h = stack.forward(weights, h, first).clone()
+        else:
+            own = Stack(model, x, len(layers)) if first != starts[kept] else stack
+            passed.append((own, layers, weights, h))
+            h = own.forward(weights, h, first)
+        del weights
     (output_weight,) = weights_of(range(depth, depth + 1))
     _, grad = cross_entropy(model.head(h, output_weight), y)
     log_scale = torch.zeros(model.replicas, dtype=grad.dtype, device=grad.device)
     visit(depth, grad.mT, h, log_scale)
     grad = torch.bmm(output_weight.mT, grad.mT)
-    for first in progress(starts[::-1]):
-        weights, h = weights_of(range(first, min(first + length, depth))), entering.pop()
+    for _ in progress(starts[::-1]):
+        stack, layers, weights, h = passed.pop()
         peak = grad.abs().amax((1, 2)).clamp_min(torch.finfo(grad.dtype).tiny)
         log_scale = log_scale + peak.log()
         grad /= peak[:, None, None]
-        if first != starts[-1]:  # what the last segment needs is still in the buffers
-            stack.forward(weights, h, first)
+        if weights is None:
+            weights = weights_of(layers)
+            stack.forward(weights, h, layers.start)
         grad = stack.backward(
             weights, h, grad, lambda layer, weight, g, h, scale=log_scale: visit(layer, g, h, scale)
         )

@@ -10,6 +10,8 @@ from tqdm import tqdm
 from bnmlp import engine
 from bnmlp.model import BNMLP
 
+SPARE = 2**29  # bytes for buffers that save computing representations twice
+
 
 def gradient_norms(model: BNMLP, x: Tensor, y: Tensor, *, log: bool = False) -> Tensor:
     r"""Frobenius norms of the gradients of the mean cross entropy for every weight matrix.
@@ -84,7 +86,7 @@ def deep_gradient_norms(
     def bar(segments: range) -> tqdm:
         return tqdm(segments, disable=hidden, unit="segment", leave=False)
 
-    return _checked(_record(model, x, y, weights_of, bar), log)
+    return _checked(_record(model, x, y, weights_of, progress=bar), log)
 
 
 def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor:
@@ -134,7 +136,11 @@ def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor
 def _by_hand(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     model.check_input(x)
     weights = (*model.layer_weights(), model.output_weight)
-    return _record(model, x, y, lambda layers: weights[layers.start : layers.stop])
+
+    def weights_of(layers: range) -> Sequence[Tensor]:
+        return weights[layers.start : layers.stop]
+
+    return _record(model, x, y, weights_of, spare=SPARE)
 
 
 def _record(
@@ -142,7 +148,7 @@ def _record(
     x: Tensor,
     y: Tensor,
     weights_of: Callable[[range], Sequence[Tensor]],
-    progress: Callable = iter,
+    **options: object,
 ) -> Tensor:
     place = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
     logs = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64, device=place)
@@ -151,7 +157,7 @@ def _record(
         logs[layer] = _norm(torch.bmm(grad, h.mT)).log() + log_scale.to(place)
 
     y = engine.labels_like(model.output_weight, x, y)
-    engine.backward_in_segments(model, x, y, weights_of, record, progress)
+    engine.backward_in_segments(model, x, y, weights_of, record, **options)
     return logs
 
 

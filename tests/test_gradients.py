@@ -139,6 +139,16 @@ def test_drawing_weights_twice_changes_nothing(init, depth, activation):
     torch.testing.assert_close(deep, gradient_norms(model, x, y), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("stacks", [0, 1, 4, 6, 7])
+def test_spare_memory_changes_nothing(stacks, monkeypatch):
+    x, y = torch.randn(3, 8, 6), torch.randint(3, (3, 8))
+    model = BNMLP(6, 5, 50, 3, activation="tanh", dtype=torch.float64, replicas=3)
+    all_kept = gradient_norms(model, x, y)
+    bytes_of_a_segment = 2 * 7 * 3 * 5 * 8 * 8
+    monkeypatch.setattr("bnmlp.gradients.SPARE", stacks * bytes_of_a_segment)
+    assert torch.equal(gradient_norms(model, x, y), all_kept)
+
+
 def test_logarithms_go_where_float32_overflows():
     # tanh without gain explodes by about a tenth of a nat per layer: float32 ends near depth 900.
     x, y = torch.randn(12, 9), torch.arange(12) % 3
