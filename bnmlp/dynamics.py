@@ -115,6 +115,7 @@ def random_walk(
     elements: Sequence[int],
     learning_rates: Sequence[float],
     *,
+    momentum: float = 0.0,
     weight_decay: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -128,7 +129,9 @@ def random_walk(
         base_norms: :math:`c`, gradient norms at unit weights. Shape ``(layers,)``.
         elements: Number of weights of each layer.
         learning_rates: One for each step.
-        weight_decay: :math:`\gamma` in :math:`W \leftarrow W - \lambda(g + \gamma W)`.
+        momentum: :math:`\beta` in :math:`v \leftarrow \beta v + g + \gamma W`, the heavy ball of
+            ``torch.optim.SGD``; :math:`W \leftarrow W - \lambda v`.
+        weight_decay: :math:`\gamma`.
         generator: Source of randomness.
 
     Returns:
@@ -140,32 +143,78 @@ def random_walk(
     for n, norm in zip(elements, norms.tolist(), strict=True):
         w = torch.randn(n, **kind)
         weights.append(w * (norm / w.norm()))
+    velocities = [torch.zeros_like(w) for w in weights]
     lengths = [torch.stack([w.norm() for w in weights])]
     for learning_rate in learning_rates:
-        for w, base in zip(weights, base_norms.tolist(), strict=True):
+        for w, v, base in zip(weights, velocities, base_norms.tolist(), strict=True):
             g = torch.randn(len(w), **kind)
             g -= (g @ w) / (w @ w) * w
             g *= base / (w.norm() * g.norm())
-            w.sub_(g + weight_decay * w, alpha=float(learning_rate))
+            v.mul_(momentum).add_(g + weight_decay * w)
+            w.sub_(v, alpha=float(learning_rate))
         lengths.append(torch.stack([w.norm() for w in weights]))
     path = torch.stack(lengths)
     return path, base_norms.double() / path.square()
 
 
-def equilibrium_rate(learning_rate: float, weight_decay: float) -> float:
-    r"""The rate at which weight decay and gradient steps balance: :math:`\sqrt{2\gamma/\lambda}`.
+def momentum_map(
+    state: tuple[Tensor, Tensor, Tensor],
+    base_norms: Tensor,
+    learning_rate: float | Tensor,
+    momentum: float,
+    *,
+    weight_decay: float = 0.0,
+    cosine: float | Tensor = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Norms after one step with momentum along a gradient orthogonal to the weights.
+
+    With :math:`v' = \beta v + g + \gamma W` and :math:`W' = W - \lambda v'` the three numbers
+    :math:`N = \lVert W\rVert^2`, :math:`p = \langle W, v\rangle` and
+    :math:`V = \lVert v\rVert^2` follow a closed map, equation :eq:`momentum-map`, but for the
+    angle between velocity and gradient. Exact, if that angle and the gradient at unit norm are
+    right. It begins with :math:`p = V = 0`.
+
+    Args:
+        state: :math:`(N, p, V)` before the step, of any one shape.
+        base_norms: :math:`c`, the gradient norm at unit weights.
+        learning_rate: :math:`\lambda`.
+        momentum: :math:`\beta`.
+        weight_decay: :math:`\gamma`.
+        cosine: Of the angle between :math:`v` and :math:`g`.
+
+    Returns:
+        :math:`(N', p', V')`.
+    """
+    n, p, v = state
+    g = base_norms / n.sqrt()
+    along = cosine * v.sqrt() * g
+    q = momentum * p + weight_decay * n  # <W, v'>
+    v = momentum**2 * v + g.square() + 2 * momentum * along
+    v = v + weight_decay * (2 * momentum * p + weight_decay * n)
+    return n - 2 * learning_rate * q + learning_rate**2 * v, q - learning_rate * v, v
+
+
+def equilibrium_rate(learning_rate: float, weight_decay: float, momentum: float = 0.0) -> float:
+    r"""The rate at which decay and gradient steps balance: :math:`\sqrt{2\gamma(1-\beta)/\lambda}`.
 
     To leading order in :math:`\lambda\gamma`. The norm is
-    :math:`\lVert W\rVert^4 = \lambda c^2/(2\gamma)` there and each step turns the weights by
-    :math:`\lambda E = \sqrt{2\lambda\gamma}`, whatever the layer's gradient
+    :math:`\lVert W\rVert^4 = \lambda c^2/(2\gamma(1-\beta))` there and each step turns the weights
+    by :math:`\sqrt{2\lambda\gamma/(1+\beta)}`, whatever the layer's gradient
     :cite:p:`vanlaarhoven2017l2,wan2021spherical`.
 
+    Args:
+        learning_rate: :math:`\lambda`.
+        weight_decay: :math:`\gamma`.
+        momentum: :math:`\beta`, of the heavy ball.
+
     Raises:
-        ValueError: If an argument is not positive.
+        ValueError: If learning rate or weight decay is not positive, or the momentum not in [0, 1).
     """
     if not (learning_rate > 0 and weight_decay > 0):
         raise ValueError(
             "equilibrium_rate: needs a positive learning rate and weight decay, got "
             f"{learning_rate}, {weight_decay}"
         )
-    return math.sqrt(2 * weight_decay / learning_rate)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"equilibrium_rate: momentum must lie in [0, 1), got {momentum}")
+    return math.sqrt(2 * weight_decay * (1 - momentum) / learning_rate)

@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from bnmlp.evaluation import STATISTICS, Evaluation
 from bnmlp.sgd import scored_losses
 
-VARIANTS = ("plain", "batch", "skip")
+VARIANTS = ("plain", "batch", "skip", "single")
 
 
 class SkipMLP(nn.Module):
     """R independent networks for ``torch.optim``, with the defaults of Keras.
 
     ``"plain"`` stacks linear layer and ReLU, ``"batch"`` puts batch normalisation between them,
-    and ``"skip"`` adds the input of every two such layers to their output before its ReLU. Weights
-    are uniform with Glorot's variance, biases zero.
+    and ``"skip"`` adds the input of every two such layers to their output before its ReLU;
+    ``"single"`` adds the input of the second of them only, as the study's program does. Weights are
+    uniform with Glorot's variance, biases zero.
 
     Args:
         depth: Linear layers, the one of the logits included. With skip connections layers come in
             pairs after the first, so an odd depth gets one more.
-        variant: ``"plain"``, ``"batch"`` or ``"skip"``.
+        variant: ``"plain"``, ``"batch"``, ``"skip"`` or ``"single"``.
         in_features: Length of a sample.
         width: Features of each hidden layer.
         out_features: Number of logits.
@@ -60,7 +61,8 @@ class SkipMLP(nn.Module):
         if depth < 2:
             raise ValueError(f"SkipMLP: depth counts the logits' layer, so at least 2, got {depth}")
         self.variant, self.replicas, self.momentum, self.eps = variant, replicas, momentum, eps
-        self.layers = depth - 1 if variant != "skip" else 2 * ((depth - 1) // 2) + 1
+        self.bridged = variant in ("skip", "single")
+        self.layers = 2 * ((depth - 1) // 2) + 1 if self.bridged else depth - 1
         drawn = []
         for r in range(replicas):
             entropy = int(np.random.SeedSequence((seed, r)).generate_state(1)[0])
@@ -103,8 +105,8 @@ class SkipMLP(nn.Module):
         weights = (self.input_weight, *self.hidden_weight.unbind())
         for i, (weight, bias) in enumerate(zip(weights, self.layer_bias.unbind(), strict=True)):
             z = self.normalize(i, torch.baddbmm(bias.unsqueeze(-1), weight, h))
-            if self.variant == "skip" and i > 0 and i % 2 == 0:
-                z = z + trunk
+            if self.bridged and i > 0 and i % 2 == 0:
+                z = z + (trunk if self.variant == "skip" else h)
             h = F.relu(z)
             if i % 2 == 0:
                 trunk = h

@@ -9,6 +9,7 @@ from bnmlp.dynamics import (
     effective_rates,
     equilibrium_rate,
     greedy_warmup,
+    momentum_map,
     next_rate,
     random_walk,
     rate_after,
@@ -148,3 +149,94 @@ def test_weight_decay_ends_at_one_rate_for_all_layers():
     torch.testing.assert_close(path[-1] ** 4, fourth, rtol=0.02, atol=0)
     with pytest.raises(ValueError, match="positive"):
         equilibrium_rate(0.1, 0.0)
+
+
+def velocity_walk(w, base, rate, beta, decay, steps, nesterov=False):
+    """SGD of PyTorch along random gradients orthogonal to the weights; all that the map needs."""
+    w = torch.nn.Parameter(w)
+    sgd = torch.optim.SGD([w], rate, beta, weight_decay=decay, nesterov=nesterov)
+    v, path = torch.zeros_like(w), []
+    for _ in range(steps):
+        g = torch.randn_like(w.data)
+        g -= (g @ w.data) / (w.data @ w.data) * w.data
+        g *= base / (g.norm() * w.data.norm())
+        path.append((w.detach().clone(), v.clone(), g))
+        w.grad = g.clone()
+        sgd.step()
+        v = sgd.state[w]["momentum_buffer"]
+    return path
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_the_momentum_map_is_exact_given_the_angle_of_velocity_and_gradient(decay):
+    rate, beta, base = 0.4, 0.7, torch.tensor(1.3, dtype=torch.float64)
+    path = velocity_walk(torch.randn(7, dtype=torch.float64), base, rate, beta, decay, 12)
+    state = path[0][0].square().sum(), torch.zeros(()).double(), torch.zeros(()).double()
+    for w, v, g in path:
+        measured = w @ w, w @ v, v @ v
+        for ours, theirs in zip(state, measured, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        cosine = (v @ g) / (v.norm() * g.norm()).clamp_min(1e-30)
+        state = momentum_map(state, base, rate, beta, weight_decay=decay, cosine=cosine)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_shadow_of_the_weights_takes_plain_steps_at_the_larger_rate(nesterov):
+    rate, beta = 0.4, 0.7
+    path = velocity_walk(torch.randn(7, dtype=torch.float64), 1.3, rate, beta, 0.0, 8, nesterov)
+    plain, factor = rate / (1 - beta), beta**2 if nesterov else beta
+    shadows = [w - plain * factor * v for w, v, _ in path]
+    for now, after, (_, _, g) in zip(shadows, shadows[1:], path, strict=False):
+        torch.testing.assert_close(after, now - plain * g, rtol=1e-10, atol=1e-12)
+
+
+def test_without_momentum_the_map_is_that_of_rates():
+    base = torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64)
+    state = torch.ones(3).double(), torch.zeros(3).double(), torch.zeros(3).double()
+    rates = base
+    for _ in range(5):
+        state, rates = momentum_map(state, base, 0.7, 0.0), next_rate(rates, 0.7)
+        torch.testing.assert_close(base / state[0], rates, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9])
+def test_momentum_delays_the_growth_of_norms_and_then_grows_them_at_the_larger_rate(beta):
+    rate, steps = 1e-4, 400
+    state = torch.ones(1).double(), torch.zeros(1).double(), torch.zeros(1).double()
+    for _ in range(steps):
+        state = momentum_map(state, torch.ones(1).double(), rate * (1 - beta), beta)
+    late = steps - (state[0].item() - 1) / rate**2
+    assert late == pytest.approx(beta * (2 + beta) / (1 - beta**2), rel=1e-3)
+
+
+def test_random_walks_with_momentum_follow_the_closed_map():
+    generator = torch.Generator().manual_seed(3)
+    base, rate, beta = torch.tensor([0.3, 3.0]).double(), 0.01, 0.9
+    _, rates = random_walk(
+        torch.ones(2), base, [20_000] * 2, [rate] * 150, momentum=beta, generator=generator
+    )
+    state = torch.ones(2).double(), torch.zeros(2).double(), torch.zeros(2).double()
+    for found in rates:
+        torch.testing.assert_close(found, base / state[0], rtol=0.01, atol=0)
+        state = momentum_map(state, base, rate, beta)
+
+
+def test_weight_decay_and_momentum_rest_where_the_fixed_point_says():
+    rate, decay, beta = 0.1, 0.05, 0.9
+    base = torch.tensor([0.1, 10.0], dtype=torch.float64)
+    state = torch.ones(2).double(), torch.zeros(2).double(), torch.zeros(2).double()
+    for _ in range(500):
+        state = momentum_map(state, base, rate, beta, weight_decay=decay)
+    n, _, v = state
+    exact = rate * base**2 / (decay * (1 - beta) * (2 - rate * decay / (1 + beta)))
+    torch.testing.assert_close(n**2, exact, rtol=1e-9, atol=0)
+    chord = 2 * rate * decay / (1 + beta)
+    torch.testing.assert_close(rate**2 * v / n, torch.full((2,), chord).double())
+    _, rates = random_walk(
+        torch.ones(2), base, [5000] * 2, [rate] * 200, momentum=beta, weight_decay=decay,
+        generator=torch.Generator().manual_seed(4),
+    )  # fmt: skip
+    expected = torch.full((2,), equilibrium_rate(rate, decay, beta)).double()
+    torch.testing.assert_close(rates[100:].mean(0), expected, rtol=0.03, atol=0)
+    with pytest.raises(ValueError, match="momentum"):
+        equilibrium_rate(0.1, 0.1, 1.0)

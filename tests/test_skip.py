@@ -36,12 +36,13 @@ class Plain(nn.Module):
             for linear, norm in zip(hidden, self.norms, strict=True)
         ]
         x = F.relu(stages[0](x))
-        if self.variant != "skip":
+        if self.variant in ("plain", "batch"):
             for stage in stages[1:]:
                 x = F.relu(stage(x))
             return last(x)
         for first, second in zip(stages[1::2], stages[2::2], strict=True):
-            x = F.relu(x + second(F.relu(first(x))))
+            inner = F.relu(first(x))
+            x = F.relu((x if self.variant == "skip" else inner) + second(inner))
         return last(x)
 
 
