@@ -32,11 +32,10 @@ class Scoreboard(SphinxDirective):
             if here := claims(page):
                 name = page.relative_to(root).as_posix()
                 table = list_table("scoreboard", [*COLUMNS], [row(name, claim) for claim in here])
-                found += self.parse_text_to_nodes(f"**[](/{name})**\n\n{table}")
+                found += self.parse_text_to_nodes(f"**[](/{name})** ([check](/{name}#check))\n\n{table}")
         return found
 
 
 def row(page: str, claim: Claim) -> list[str]:
-    """What the chapter glued for a claim, with a link to its check."""
-    first, *rest = (f"{{glue:text}}`/{page}::claim-{claim.id}-{key}:s`" for key in COLUMNS.values())
-    return [f"{first} ([check](/{page}#check))", *rest]
+    """What the chapter glued for a claim."""
+    return [f"{{glue:text}}`/{page}::claim-{claim.id}-{key}:s`" for key in COLUMNS.values()]
