@@ -32,7 +32,8 @@ class Scoreboard(SphinxDirective):
             if here := claims(page):
                 name = page.relative_to(root).as_posix()
                 table = list_table("scoreboard", [*COLUMNS], [row(name, claim) for claim in here])
-                found += self.parse_text_to_nodes(f"**[](/{name})** ([check](/{name}#check))\n\n{table}")
+                head = f"**[](/{name})** ([check](/{name}#check))"
+                found += self.parse_text_to_nodes(f"{head}\n\n{table}")
         return found
 
 
