@@ -1,11 +1,13 @@
-"""MLPs of 10 to 40 layers, four variants: writes fashion.csv and fashion-20.csv beside itself.
+"""MLPs of 10 to 40 layers, four variants: writes three tables beside itself.
 
-OMP_NUM_THREADS=1 python book/data/mlps-to-forty-layers/make.py      # about two hours
+OMP_NUM_THREADS=1 python book/data/mlps-to-forty-layers/make.py      # about four hours
 
 Each finished network size is written at once; run it again to go on after an interruption.
+Names of tables after the command make these only.
 """
 
 import itertools
+import sys
 import time
 from pathlib import Path
 
@@ -13,28 +15,41 @@ import pandas as pd
 import torch
 
 from bnmlp import load_dataset
+from bnmlp.evaluation import STATISTICS
 from bnmlp.results import store_table
 from bnmlp.sgd import scored_losses
 from bnmlp.skip import VARIANTS, SkipMLP, evaluate, weight_gradients
 from bnmlp.training import epoch_orders
 
 HERE, REPLICAS, SEED = Path(__file__).parent, 5, 0
-DATA, FILES = "fashion_mnist", {2: "fashion.csv", 20: "fashion-20.csv"}  # by epochs
+DATA = "fashion_mnist"
 KEYS = ["variant", "init_gain", "rate", "batch_size", "epochs", "depth"]
 HE = 2**0.5
+THIN = "fashion-20-depths.csv"  # the last eight epochs and a few before, in these columns
+COLUMNS = [
+    *KEYS, "step", "replica", "dead_last", "grad_first", "grad_last", "train_accuracy",
+    *(f"test_accuracy_{kind}" for kind in STATISTICS), "minutes",
+]  # fmt: skip
 
 
-def cells() -> list[tuple]:
-    """Variant, gain, learning rate, batch size, epochs and depth of every size."""
+def tables() -> dict[str, list[tuple]]:
+    """Of each table: variant, gain, learning rate, batch size, epochs and depth of every size."""
 
-    def sizes(n: int, epochs: int, *depths: int, variants: tuple = VARIANTS) -> list[tuple]:
+    def sizes(n: int, epochs: int, *depths: int, variants: tuple = VARIANTS[:3]) -> list[tuple]:
         return [(v, 1.0, 1e-3, n, epochs, d) for d, v in itertools.product(depths, variants)]
 
-    chosen = sizes(128, 2, 40, 30, 20, 10, 25, 35, 15, variants=VARIANTS[:3])
-    chosen += [("plain", HE, 1e-3, 128, 2, 40)]
-    chosen += sizes(512, 2, 40, variants=("batch", "skip"))
-    chosen += sizes(128, 20, 40) + sizes(128, 20, 30, variants=("batch", "skip"))
-    return chosen
+    return {
+        "fashion.csv": sizes(128, 2, 40, 30, 20, 10, 25, 35, 15)
+        + [("plain", HE, 1e-3, 128, 2, 40)]
+        + sizes(512, 2, 40, variants=("batch", "skip")),
+        "fashion-20.csv": sizes(128, 20, 40, variants=VARIANTS)
+        + sizes(128, 20, 30, variants=("batch", "skip")),
+        THIN: sizes(128, 20, 10, 20)
+        + sizes(128, 20, 30, variants=("plain", "single"))
+        + sizes(128, 20, 35, variants=VARIANTS)
+        + sizes(128, 20, 25, 15)
+        + sizes(512, 20, 40, variants=("batch", "skip", "single")),
+    }
 
 
 def features(model: SkipMLP, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -85,7 +100,7 @@ def record(*cell: str | float) -> pd.DataFrame:
     orders = [epoch_orders(SEED, REPLICAS, e, len(train_x)) for e in range(epochs)]
     orders = torch.cat([order[:, : each * n] for order in orders], 1)
     steps = each * epochs
-    records = max(6, steps // 468)
+    records = max(6, epochs)
     marks = {round(k * steps / records) for k in range(records + 1)}
     parts, loss_sum, right, count = [], 0.0, 0.0, 0
     for step in range(steps + 1):
@@ -95,7 +110,7 @@ def record(*cell: str | float) -> pd.DataFrame:
             if step:
                 columns |= {"train_loss": loss_sum / count, "train_accuracy": right / count / n}
                 columns |= corrected(model, step, n, test_x, test_y)
-                for kind in ("batch", "running", "recalibrated"):
+                for kind in STATISTICS:
                     options = {"calibration": train_x[:2000], "batch_size": n}
                     found = evaluate(model, test_x, test_y, kind, **options)
                     columns[f"test_accuracy_{kind}"] = found.accuracy
@@ -117,9 +132,15 @@ def record(*cell: str | float) -> pd.DataFrame:
     return table.assign(minutes=(time.process_time() - start) / 60)
 
 
-def write(table: pd.DataFrame) -> None:
-    """All rows of one number of epochs so far, with provenance."""
-    data, name = load_dataset(DATA), FILES[int(table["epochs"].iloc[0])]
+def thinned(table: pd.DataFrame) -> pd.DataFrame:
+    """The last eight of twenty epochs, and epochs 1, 2, 4 and 8."""
+    epoch = (20 * table["step"] / table["step"].max()).round()
+    return table.loc[(epoch > 12) | epoch.isin([1, 2, 4, 8]), COLUMNS]
+
+
+def write(table: pd.DataFrame, name: str) -> None:
+    """All rows of a table so far, with provenance."""
+    data = load_dataset(DATA)
     minutes = table.groupby(KEYS)["minutes"].first().sum()
     about = [
         "Training of SkipMLP: accuracies and losses of five networks of each size with batch, "
@@ -144,17 +165,20 @@ def slug(value: float | str) -> str:
 
 def main() -> None:
     """Train what is missing."""
-    for cell in cells():
-        path = HERE / FILES[cell[4]]
-        done = pd.read_csv(path, comment="#") if path.exists() else pd.DataFrame(columns=KEYS)
-        known = {tuple(map(slug, row)) for row in done[KEYS].itertuples(index=False)}
-        if tuple(map(slug, cell)) in known:
+    for name, cells in tables().items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
             continue
-        found = record(*cell)
-        write(found if done.empty else pd.concat([done, found]))
-        shown = found[found["step"] == found["step"].max()].mean(numeric_only=True)
-        print(cell, shown.filter(regex="train|test_acc|dead|minutes").round(3).to_dict(),
-              flush=True)  # fmt: skip
+        path = HERE / name
+        for cell in cells:
+            done = pd.read_csv(path, comment="#") if path.exists() else pd.DataFrame(columns=KEYS)
+            known = {tuple(map(slug, row)) for row in done[KEYS].itertuples(index=False)}
+            if tuple(map(slug, cell)) in known:
+                continue
+            found = thinned(record(*cell)) if name == THIN else record(*cell)
+            write(found if done.empty else pd.concat([done, found]), name)
+            shown = found[found["step"] == found["step"].max()].mean(numeric_only=True)
+            shown = shown.filter(regex="train|test_acc|dead|minutes").round(3).to_dict()
+            print(name, cell, shown, flush=True)
 
 
 if __name__ == "__main__":
