@@ -1,6 +1,6 @@
 """Transformers with and without skip connections in training: writes runs.csv and paths.csv.
 
-OMP_NUM_THREADS=1 python book/data/transformers/make.py      # about six minutes
+OMP_NUM_THREADS=1 python book/data/transformers/make.py      # about ten minutes
 
 Runs that the tables already hold are not repeated; delete the tables to start anew.
 """
@@ -14,12 +14,17 @@ from torch import Tensor
 
 from bnmlp import load_dataset
 from bnmlp.attention import MATRICES, Transformer, matrix_gradients, matrix_rates, patches
-from bnmlp.dynamics import next_rate, spread
+from bnmlp.dynamics import momentum_map, spread
 from bnmlp.results import DATA, store_table
 
 DEPTH, WIDTH, BATCH, STEPS, SEEDS = 12, 32, 32, 120, 3
-RATES = {"constant": (0.01, 0.1, 1.0, 10.0, 100.0), "equalised": (0.1, 1.0, 10.0)}
-LAST = 0.1  # learning rate of the first and the last matrix
+RATES = {
+    "constant": (0.01, 0.1, 1.0, 10.0, 100.0), "equalised": (0.1, 1.0, 10.0),
+    "linear": (1.0, 10.0, 100.0), "momentum": (0.01, 0.1, 1.0),
+    "momentum, linear": (0.1, 1.0, 10.0),
+}  # fmt: skip
+BETA, WARMUP = 0.9, 24
+LAST = 0.1  # learning rate of the first and the last matrix, without momentum
 NETWORKS = {
     "Short": {"skip": True},
     "NoShort": {"skip": False},
@@ -32,7 +37,7 @@ ABOUT = [
     "Transformers whose every matrix is normalised (norm after): Short with skip connections, "
     "NoShort without, shaped without and with attention I + A - U; plain SGD; constant: one "
     "learning rate for all; equalised: every matrix of a block turns alike, by the median of the "
-    "rates",
+    f"rates; linear: warm-up over {WARMUP} steps; momentum: heavy ball, {BETA}",
     f"first and last matrix: learning rate {LAST}; {DEPTH} blocks, width {WIDTH}, 4 heads, mnist5k "
     f"as 16 patches of 7 x 7, batch {BATCH}, "
     f"{STEPS} steps, seeds 0 to {SEEDS - 1} with the same weights and batches for all learning "
@@ -48,22 +53,31 @@ def spreads(rates: Tensor) -> tuple[Tensor, Tensor]:
 def train(kind: str, schedule: str, rate: float) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (steps, R), spreads (steps, 3, R) and accuracy (R,).
 
-    The third spread is that of the rates at step 0 under the map E/(1 + rate^2 E^2).
+    The third spread is that of the rates at step 0 under the map of constant base gradients.
     """
     data = load_dataset("mnist5k")
     model = Transformer(49, WIDTH, DEPTH, 10, tokens=16, replicas=SEEDS, **NETWORKS[kind])
-    losses, found, mapped = [], [], None
+    momentum = BETA if "momentum" in schedule else 0.0
+    velocity = {k: torch.zeros_like(model.matrices[k]) for k in MATRICES}
+    losses, found, state, base = [], [], None, None
     for step in range(STEPS):
+        now = rate * min(1, (step + 1) / WARMUP) if "linear" in schedule else rate
         x, y = data.batches(BATCH, SEEDS, seed=SEEDS * step)
         gradients, loss = matrix_gradients(model, patches(x), y)
         rates = matrix_rates(model, gradients)
-        mapped = rates if step == 0 else next_rate(mapped, rate)
-        sizes = torch.full_like(rates, rate)
+        if state is None:
+            norms = [model.matrices[k].detach().double().square().sum((-2, -1)) for k in MATRICES]
+            state = torch.stack(norms), torch.zeros_like(rates), torch.zeros_like(rates)
+            base = rates * state[0]
+        mapped = base / state[0]
+        state = momentum_map(state, base, now, momentum)
+        sizes = torch.full_like(rates, now)
         if schedule == "equalised":
             sizes = rate * rates.flatten(0, 1).median(0).values / rates.clamp_min(1e-30)
         with torch.no_grad():
             for size, k in zip(sizes, MATRICES, strict=True):
-                model.matrices[k] -= size[..., None, None].to(torch.float32) * gradients[k]
+                velocity[k].mul_(momentum).add_(gradients[k])
+                model.matrices[k] -= size[..., None, None].to(torch.float32) * velocity[k]
             for k in ("embedding", "last"):
                 getattr(model, k).sub_(gradients[k], alpha=LAST)
         losses.append(loss)
@@ -105,7 +119,7 @@ def main() -> None:
             "queries and keys, mean over steps; loss: mean of the last 20 batches; accuracy: 1000 "
             "training images",
             "paths": "spread at the steps that head the columns; map: of the rates at step 0 under "
-            "E/(1 + rate^2 E^2)",
+            "E/(1 + rate^2 E^2), with momentum under its map",
         }
         for name, table in tables.items():
             store_table(
