@@ -1,6 +1,6 @@
-"""Effective learning rates of deep ReLU networks in training: writes five tables beside itself.
+"""Effective learning rates of deep ReLU networks in training: writes six tables beside itself.
 
-OMP_NUM_THREADS=1 python book/data/spread-heals/make.py      # about five minutes
+OMP_NUM_THREADS=1 python book/data/spread-heals/make.py      # about ten minutes
 """
 
 import math
