@@ -10,12 +10,11 @@ from .tables import list_table
 
 COLUMNS = {
     "Claim": "statement",
+    "Measured": "value",
+    "Verdict": "verdict",
+    "Bounds": "bounds",
     "Source": "source",
     "Reported": "reported",
-    "Measured": "value",
-    "Bounds": "bounds",
-    "Outcome": "outcome",
-    "Verdict": "verdict",
 }
 
 
