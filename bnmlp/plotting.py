@@ -78,14 +78,15 @@ def curve(
     return line
 
 
-def new_figure(columns: int = 1, **options: object) -> tuple[plt.Figure, Axes]:
+def new_figure(columns: int = 1, rows: int = 1, **options: object) -> tuple[plt.Figure, Axes]:
     """A figure of the book's width with ``columns`` panels side by side.
 
     Args:
-        columns: Number of panels.
+        columns: Number of panels side by side.
+        rows: Number of such rows.
         **options: Passed to ``matplotlib.pyplot.subplots``.
 
     Returns:
         Figure and axes, as ``matplotlib.pyplot.subplots``.
     """
-    return plt.subplots(1, columns, **options)
+    return plt.subplots(rows, columns, **options)
