@@ -43,10 +43,11 @@ def gradient_growth(activation: str, gain: float = 1.0, *, norm: str = "batch") 
     r"""Mean-field growth of the log gradient norm in one normalised layer with an activation.
 
     :math:`\frac12\log\frac{\alpha^2\,\E\sigma'(\alpha z)^2}{\operatorname{Var}\sigma(\alpha z)}`,
-    from :eq:`gradient-growth-variance`, for large batches; with layer normalisation :math:`\E\sigma^2` takes
-    the place of the variance. Zero for the identity; with batch normalisation positive for
-    anything else. Says nothing about batch normalisation without mean reduction, except for odd
-    activations, which have no mean: for others samples align and rows are no longer Gaussian.
+    from :eq:`gradient-growth-variance`, for large batches; with layer normalisation
+    :math:`\E\sigma^2` takes the place of the variance. Zero for the identity; with batch
+    normalisation positive for anything else. Says nothing about batch normalisation without mean
+    reduction, except for odd activations, which have no mean: for others samples align and rows are
+    no longer Gaussian.
 
     Args:
         activation: Name in ``bnmlp.ACTIVATIONS``.
