@@ -99,7 +99,19 @@ class Transformer(nn.Module):
         return _linear(self.inner(self.streams(x)[-1], last=True).mean(-2), self.last)
 
     def streams(self, x: Tensor) -> list[Tensor]:
-        """Tokens before each block, and behind the last. Shapes ``(R, n, T, d)``."""
+        """Tokens before each block, and behind the last. Shapes ``(R, n, T, d)``.
+
+        Raises:
+            ValueError: If the tokens do not fit.
+        """
+        tokens, features = self.position.shape[-2], self.embedding.shape[-1]
+        fits = x.ndim == 3 or (x.ndim == 4 and len(x) in (1, self.replicas))
+        if not fits or x.shape[-2:] != (tokens, features):
+            shape = f"n, {tokens}, {features})"
+            raise ValueError(
+                f"expected tokens of shape ({shape} or ({self.replicas}, {shape}, got "
+                f"{tuple(x.shape)}; bnmlp.attention.patches makes tokens of images"
+            )
         x = rms_norm(_linear(x.expand(self.replicas, *x.shape[-3:]), self.embedding))
         found = [x + self.position]
         for weights in zip(*(self.matrices[k].unbind() for k in MATRICES), strict=True):
@@ -183,6 +195,9 @@ def matrix_gradients(model: Transformer, x: Tensor, y: Tensor) -> tuple[dict[str
     Returns:
         Gradients by name, those of ``MATRICES`` and ``"embedding"`` and ``"last"``, in the shapes
         of the weights, and losses of shape ``(R,)``.
+
+    Raises:
+        ValueError: If the tokens do not fit.
     """
     named = {**model.matrices, "embedding": model.embedding, "last": model.last}
     logits = model(x)
@@ -278,7 +293,7 @@ def forward_kernels(
         raise ValueError(f"forward_kernels: {samples} samples do not divide {size} tokens")
     within = torch.ones(size // samples, size // samples, dtype=torch.bool)
     seen = torch.block_diag(*[within.tril() if causal else within] * samples)
-    centre = torch.eye(size) - seen / seen.sum(-1, keepdim=True)
+    centre = torch.eye(size, dtype=torch.float64) - seen.double() / seen.sum(-1, keepdim=True)
     noise = torch.Generator().manual_seed(seed)
     kept, c = [], first.double()
     for _ in range(depth):
@@ -315,7 +330,11 @@ def backward_kernels(
     Returns:
         Effective learning rates in the order of ``MATRICES``, shape ``(6, depth)``, and squared
         gradients of all tokens before each block and behind the last, shape ``(depth + 1,)``.
+
+    Raises:
+        ValueError: If the norm is unknown.
     """
+    _check(norm)
     k = top.double()
     rates, sizes = [], [k.trace()]
     for (before, between), softmax, a, mixed in reversed(kept):
@@ -368,7 +387,10 @@ def token_kernel(x: Tensor) -> Tensor:
 
 
 def relu_kernel(c: Tensor) -> Tensor:
-    """Mean product of ReLUs of normal variables with this covariance. Shape ``(..., N, N)``."""
+    """Mean product of ReLUs of normal variables with this covariance. Shape ``(..., N, N)``.
+
+    Nan where a variance is zero.
+    """
     r = correlation(c)
     angle = r.arccos()
     lengths = _lengths(c)
@@ -381,7 +403,7 @@ def relu_slope(c: Tensor) -> Tensor:
 
 
 def correlation(c: Tensor) -> Tensor:
-    """A covariance scaled to ones on its diagonal. Shape ``(..., N, N)``."""
+    """A covariance scaled to ones on its diagonal, which is positive. Shape ``(..., N, N)``."""
     r = (c / _lengths(c)).clamp(-1, 1)
     return r - torch.diag_embed(r.diagonal(dim1=-2, dim2=-1) - 1)
 
@@ -413,7 +435,7 @@ def _outer_slope(c: Tensor, norm: str) -> Tensor:
     return 1 / _lengths(c) if norm == "after" else torch.ones_like(c)
 
 
-def _check(norm: str, attention: str) -> None:
+def _check(norm: str, attention: str = "softmax") -> None:
     if norm not in NORMS:
         raise ValueError(f"unknown norm {norm!r}; use one of {', '.join(NORMS)}")
     if attention not in ATTENTIONS:

@@ -97,9 +97,9 @@ def simple_cnn(
         raise ValueError(f"simple_cnn: images need at least 4 x 4 pixels, got {side} x {side}")
     a, b, features = (max(1, round(wider * n)) for n in (32, 64, 128))
     layers: list[nn.Module] = []
-    for before, after in ((in_channels, a), (a, a), (a, b), (b, b)):
+    for i, (before, after) in enumerate(((in_channels, a), (a, a), (a, b), (b, b))):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
-        if before == after:
+        if i % 2:
             layers.append(nn.MaxPool2d(2))
     flat = b * (side // 4) ** 2
     head = (nn.Flatten(), nn.Linear(flat, features), nn.ReLU(), nn.Linear(features, classes))
@@ -112,16 +112,18 @@ def images(x: Tensor, channels: int = 1, pooled: int = 1) -> Tensor:
     Args:
         x: Shape ``(n, channels * side * side)``.
         channels: Of the images.
-        pooled: Side of the squares to average over.
+        pooled: Side of the squares to average over; divides that of the images.
 
     Returns:
         Shape ``(n, channels, side / pooled, side / pooled)``.
 
     Raises:
-        ValueError: If rows are not square images.
+        ValueError: If rows are not square images, or the small squares do not tile them.
     """
     side = round((x.shape[-1] / channels) ** 0.5)
     if channels * side * side != x.shape[-1]:
         raise ValueError(f"{x.shape[-1]} features are not {channels} square images")
+    if pooled < 1 or side % pooled:
+        raise ValueError(f"squares of {pooled} x {pooled} do not tile images of {side} x {side}")
     x = x.unflatten(-1, (channels, side, side))
     return x if pooled == 1 else F.avg_pool2d(x, pooled)

@@ -28,10 +28,15 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 class _Logits(nn.Module):
-    """One network as an ordinary module, its averages untouched."""
+    """One network as an ordinary module, the averages of a BNMLP untouched."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        if isinstance(model, BNMLP) and model.replicas != 1:
+            raise ValueError(
+                f"curvature is measured one network at a time, got {model.replicas}; "
+                "use bnmlp.replicas.subset(model, [r])"
+            )
         self.network = model
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +50,7 @@ def hessian(model: nn.Module, batches: Batches) -> HessianLinearOperator:
 
     Args:
         model: Maps samples to logits, or a :class:`bnmlp.BNMLP` of one replica. Batch normalisation
-            takes the statistics of each batch.
+            takes the statistics of each batch in training mode; only a BNMLP keeps its averages.
         batches: Samples and labels, each of the same number; the same at every call.
 
     Returns:
@@ -63,21 +68,20 @@ def gauss_newton(model: nn.Module, batches: Batches) -> GGNLinearOperator:
 
 
 def _operator(kind: type, model: nn.Module, batches: Batches) -> HessianLinearOperator:
-    if isinstance(model, BNMLP) and model.replicas != 1:
-        raise ValueError(
-            f"curvature is measured one network at a time, got {model.replicas}; "
-            "use bnmlp.replicas.subset(model, [r])"
-        )
-    sizes = {len(x) for x, _ in batches}
-    if len(sizes) != 1:
-        raise ValueError(f"batches must have one size, got {sorted(sizes)}")
     module = _Logits(model)
+    _check_sizes(batches)
     # The library's own check of determinism costs several products and takes rounding in float32
     # for noise; ours is a test.
     return kind(
         module, nn.CrossEntropyLoss(), list(module.parameters()), list(batches),
         check_deterministic=False, num_data=sum(len(x) for x, _ in batches),
     )  # fmt: skip
+
+
+def _check_sizes(batches: Batches) -> None:
+    sizes = {len(x) for x, _ in batches}
+    if len(sizes) != 1:
+        raise ValueError(f"batches must have one size, got {sorted(sizes)}")
 
 
 def spectrum_ends(
@@ -167,7 +171,7 @@ def spectral_density(
         Grid and density, which integrates to about one. Shapes ``(points,)``.
     """
     high, low = spectrum_ends(operator, 1, 1, tolerance=1e-2)[0].tolist()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng([operator.device] if operator.device.type == "cuda" else []):
         torch.manual_seed(0)
         return lanczos_approximate_spectrum(
             operator, vectors, num_points=points, num_repeats=repeats, boundaries=(low, high)
@@ -175,7 +179,11 @@ def spectral_density(
 
 
 def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient of the mean cross entropy of one batch, flattened. Shape ``(P,)``."""
+    """Gradient of the mean cross entropy of one batch, flattened. Shape ``(P,)``.
+
+    Raises:
+        ValueError: If the model has several replicas.
+    """
     loss = F.cross_entropy(_Logits(model)(x), y)
     parts = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])
@@ -193,7 +201,7 @@ def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         Flattened gradients, in the order of ``model.parameters()``. Shape ``(n, P)``.
 
     Raises:
-        ValueError: If samples share the statistics of a batch.
+        ValueError: If samples share the statistics of a batch or the model has several replicas.
     """
     if _ties_samples(model):
         raise ValueError(
@@ -273,7 +281,8 @@ def curvature_table(
         start: Its flattened initial parameters. Shape ``(P,)``.
         batches: The fixed data to measure on.
         quantities: Some of ``QUANTITIES``. ``hessian``: extreme eigenvalues, and, with batch
-            normalisation, :func:`scaled_largest`, which rescaling leaves alone; ``covariance``:
+            normalisation in a BNMLP, :func:`scaled_largest`, which rescaling leaves alone;
+            ``covariance``:
             leading eigenvalues and trace of the covariance of sample gradients, or, with batch
             normalisation, of batch gradients times the batch size; ``gradient``: norm of the
             gradient on all batches; ``overlap``: cosine of that gradient with leading
@@ -287,11 +296,13 @@ def curvature_table(
         Columns ``quantity``, ``index`` (from 1) and ``value``.
 
     Raises:
-        ValueError: If a quantity is unknown, or as :func:`hessian`.
+        ValueError: If a quantity is unknown, the covariance is asked of one batch with batch
+            normalisation, or as :func:`hessian`.
     """
     unknown = set(quantities) - set(QUANTITIES)
     if unknown:
         raise ValueError(f"unknown quantities {sorted(unknown)}; use some of {QUANTITIES}")
+    _check_sizes(batches)
     weights = nn.utils.parameters_to_vector(model.parameters()).detach()
     gradients = torch.stack([gradient(model, x, y) for x, y in batches])
     mean = gradients.mean(0)
@@ -305,7 +316,8 @@ def curvature_table(
             if _ties_samples(model) and isinstance(model, BNMLP):
                 found["hessian_scaled"] = scaled_largest(model, batches, tolerance)
         if "overlap" in quantities:
-            found["overlap"], found["overlap_cumulative"] = overlaps(mean, vectors[:, :largest])
+            along = overlaps(mean.cpu(), vectors[:, :largest])
+            found["overlap"], found["overlap_cumulative"] = along
     if "covariance" in quantities:
         spectrum = _noise_spectrum(model, batches, gradients)
         found["covariance_largest"] = spectrum[:largest]

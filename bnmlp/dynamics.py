@@ -137,7 +137,13 @@ def random_walk(
     Returns:
         Norms of the weights and rates before each step and at the end, float64. Both of shape
         ``(steps + 1, layers)``.
+
+    Raises:
+        ValueError: If a layer has fewer than two weights, so that no direction is orthogonal to
+            them, or lists differ in length.
     """
+    if min(elements) < 2:
+        raise ValueError(f"random_walk: layers need at least two weights, got {min(elements)}")
     kind = {"dtype": torch.float64, "generator": generator}
     weights = []
     for n, norm in zip(elements, norms.tolist(), strict=True):

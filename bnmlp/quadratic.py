@@ -31,7 +31,7 @@ def expected_losses(
             :math:`\theta \leftarrow \theta - \alpha v`.
         average: :math:`\gamma` in :math:`\bar\theta \leftarrow \gamma\bar\theta +
             (1-\gamma)\theta`; the loss is that of :math:`\bar\theta`.
-        start: :math:`\E\theta_i^2` at the start.
+        start: :math:`\E\theta_i^2` at the start, a number or of shape ``(K,)``.
 
     Returns:
         Losses, float64. Shape ``(steps + 1,)``.

@@ -37,7 +37,7 @@ class SkipMLP(nn.Module):
         dtype: Type of the parameters.
 
     Raises:
-        ValueError: If the variant is unknown or the depth is below 2.
+        ValueError: If the variant is unknown, the depth is below 2 or another size below 1.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class SkipMLP(nn.Module):
             raise ValueError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
         if depth < 2:
             raise ValueError(f"SkipMLP: depth counts the logits' layer, so at least 2, got {depth}")
+        if min(in_features, width, out_features, replicas) < 1:
+            raise ValueError("SkipMLP: features, width and replicas must be at least 1")
         self.variant, self.replicas, self.momentum, self.eps = variant, replicas, momentum, eps
         self.bridged = variant in ("skip", "single")
         self.layers = 2 * ((depth - 1) // 2) + 1 if self.bridged else depth - 1
@@ -94,11 +96,16 @@ class SkipMLP(nn.Module):
         return torch.baddbmm(self.output_bias.unsqueeze(-1), self.output_weight, h).mT
 
     def representations(self, x: Tensor) -> Iterator[Tensor]:
-        """Outputs of the hidden layers one after the other, each of shape ``(R, width, n)``."""
+        """Outputs of the hidden layers one after the other, each of shape ``(R, width, n)``.
+
+        Raises:
+            ValueError: If samples do not fit, at the first layer.
+        """
         features = self.input_weight.shape[-1]
-        if x.ndim not in (2, 3) or x.shape[-1] != features:
+        fits = x.ndim == 2 or (x.ndim == 3 and len(x) in (1, self.replicas))
+        if not fits or x.shape[-1] != features:
             raise ValueError(
-                f"expected samples of shape (n, {features}) or (R, n, {features}), "
+                f"expected samples of shape (n, {features}) or ({self.replicas}, n, {features}), "
                 f"got {tuple(x.shape)}; flatten images first"
             )
         h = trunk = x.mT.expand(self.replicas, -1, -1)
@@ -185,12 +192,15 @@ def evaluate(
         Losses and accuracies.
 
     Raises:
-        ValueError: If the name is unknown or calibration samples are missing.
+        ValueError: If the name is unknown, calibration samples are missing, the batch size is
+            below 1 or samples do not fit.
     """
     if statistics not in STATISTICS:
         raise ValueError(f"unknown statistics {statistics!r}; use one of {', '.join(STATISTICS)}")
     if statistics == "recalibrated" and calibration is None:
         raise ValueError('evaluate: "recalibrated" needs training samples, pass calibration=')
+    if batch_size < 1:
+        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}")
     before, training = [b.clone() for b in model.buffers()], model.training
     if statistics == "recalibrated":
         recalibrate(model, calibration)

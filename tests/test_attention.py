@@ -152,12 +152,21 @@ def test_kernels_are_those_of_wide_networks(options):
     measured = (flat @ flat.mT / 256).mean(0)
     assert (correlation(measured) - correlation(last)).abs().max() < 0.12
     random = torch.randn_like(streams[-1])
-    (g,) = torch.autograd.grad(streams[-1], streams[0], random)
+    wanted = [streams[0], *(model.matrices[k] for k in MATRICES)]
+    g, *gradients = torch.autograd.grad(streams[-1], wanted, random)
     growth = (g.square().sum((1, 2, 3)) / random.square().sum((1, 2, 3))).log().mean()
     options = {k: v for k, v in options.items() if k in ("norm", "skip")}
     rates, sizes = backward_kernels(kept, torch.eye(10), **options)
-    assert rates.shape == (6, 3)
+    measured = matrix_rates(model, dict(zip(MATRICES, gradients, strict=True))) / math.sqrt(256)
+    off = (measured / rates.unsqueeze(-1)).log().mean(-1)  # a factor of two would be 0.35 or more
+    assert off.abs().max() < 0.25, off
     assert growth == pytest.approx((sizes[0] / sizes[-1]).log().item(), abs=0.3)
+
+
+def test_shaped_attention_of_kernels_subtracts_the_uniform_one_to_rounding():
+    one = forward_kernels(torch.eye(3), 1, attention="shaped", draws=2)[0][0]
+    expected = (torch.eye(3, **double) - 1 / 3).expand(2, 3, 3)
+    torch.testing.assert_close(one.attention - one.softmax, expected, rtol=0, atol=1e-14)
 
 
 def test_rates_are_gradient_over_weight():
@@ -183,3 +192,9 @@ def test_errors_name_the_cause():
         small(heads=0)
     with pytest.raises(ValueError, match="do not divide 5 tokens"):
         forward_kernels(torch.eye(5), 1, samples=2)
+    with pytest.raises(ValueError, match="unknown norm"):
+        backward_kernels(forward_kernels(torch.eye(5), 1)[0], torch.eye(5), norm="post")
+    x, _ = batch()
+    for tokens in (x[0], x[:, :1], x[..., :6], x.expand(2, 6, 5, 7)):
+        with pytest.raises(ValueError, match=r"\(n, 5, 7\) or \(3, n, 5, 7\)"):
+            small()(tokens)

@@ -53,6 +53,12 @@ def test_the_plain_network_has_the_sizes_of_the_study():
     assert [m.out_features for m in model if isinstance(m, torch.nn.Linear)] == [128, 10]
 
 
+@pytest.mark.parametrize(("channels", "wider"), [(1, 1 / 32), (1, 0.01), (3, 3 / 32), (32, 1.0)])
+def test_it_pools_twice_whatever_its_channels(channels, wider):
+    model = simple_cnn(8, in_channels=channels, wider=wider)
+    assert model(torch.randn(2, channels, 8, 8)).shape == (2, 10)
+
+
 def test_rows_become_images():
     x = load_dataset("mnist5k").train_x[:3]
     assert images(x).shape == (3, 1, 28, 28)
@@ -61,6 +67,8 @@ def test_rows_become_images():
     assert pooled.mean() == pytest.approx(x.mean().item(), rel=1e-4)
     with pytest.raises(ValueError, match="not 1 square"):
         images(x[:, :780])
+    with pytest.raises(ValueError, match="do not tile images of 28 x 28"):
+        images(x, pooled=3)
     with pytest.raises(ValueError, match="at least 4 x 4"):
         simple_cnn(3)
     with pytest.raises(ValueError, match="at least 1"):

@@ -156,7 +156,13 @@ def test_the_scaled_eigenvalue_does_not_see_factors_on_normalised_rows(batches):
     [
         (lambda x, y: sample_gradients(BNMLP(10, 6, 2, 4), x.float(), y), "depend on its batch"),
         (lambda x, y: hessian(BNMLP(10, 6, 2, 4, replicas=2), [(x, y)]), "one network at a time"),
+        (lambda x, y: gradient(BNMLP(10, 6, 2, 4, replicas=2), x.float(), y), "one network"),
         (lambda x, y: hessian(nn.Linear(10, 4), [(x, y), (x[:3], y[:3])]), "one size"),
+        (
+            lambda x, y: curvature_table(nn.Linear(10, 4), x, [(x, y), (x[:3], y[:3])], ["loss"]),
+            "one size",
+        ),
+        (lambda x, y: curvature_table(nn.Linear(10, 4), x, [], ["loss"]), "one size"),
         (lambda x, y: curvature_table(nn.Linear(10, 4), x, [(x, y)], ["jerk"]), "jerk"),
         (
             lambda x, y: curvature_table(

@@ -89,6 +89,8 @@ def test_the_map_is_exact_while_the_base_gradient_keeps_its_length():
         torch.testing.assert_close(rate, expected, rtol=1e-12, atol=0)
         expected = next_rate(expected, 0.7)
     assert (path.diff(dim=0) > 0).all()
+    with pytest.raises(ValueError, match="at least two weights, got 1"):
+        random_walk(norms, base, [500, 100, 1], [0.7])
 
 
 def test_continuous_time_forgets_where_it_began():

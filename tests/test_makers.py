@@ -1,6 +1,7 @@
 """Makers of stored results, run at small size: also those whose full size needs a GPU."""
 
 import importlib.util
+import sys
 
 import pytest
 
@@ -19,7 +20,7 @@ def maker(monkeypatch, tmp_path):
         (tmp_path / folder).mkdir()
         spec = importlib.util.spec_from_file_location("maker", MAKERS / folder / "make.py")
         module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(__import__("sys").modules, "maker", module)
+        monkeypatch.setitem(sys.modules, "maker", module)
         spec.loader.exec_module(module)
         return module
 
@@ -60,3 +61,31 @@ def test_a_maker_goes_on_after_an_interruption(maker, monkeypatch):
     runs = results.stored_table("short-and-noshort/runs.csv").reset_index()
     assert not runs.duplicated(["network", "schedule", "rate", "seed"]).any()
     assert set(runs["schedule"]) == set(make.SCHEDULES)
+
+
+def test_transformers_go_on_after_an_interruption_between_their_tables(maker, monkeypatch):
+    make = maker("transformers")
+    sizes = {"DEPTH": 1, "WIDTH": 8, "BATCH": 4, "STEPS": 3, "SEEDS": 2, "RECORDED": (0, 2)}
+    for name, value in (sizes | {"RATES": dict.fromkeys(make.RATES, (0.1,))}).items():
+        monkeypatch.setattr(make, name, value)
+    store, calls = make.store_table, []
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) == 4:  # the second table of the second run
+            raise KeyboardInterrupt
+        store(*args, **options)
+
+    monkeypatch.setattr(make, "store_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make.main()
+    make.main()
+    keys = ["network", "schedule", "rate", "seed"]
+    runs = results.stored_table("transformers/runs.csv").reset_index()
+    paths = results.stored_table("transformers/paths.csv").reset_index()
+    assert len(runs) == len(make.NETWORKS) * len(make.RATES) * 2
+    assert not runs.duplicated(keys).any()
+    assert len(paths) == 3 * len(runs)
+    assert not paths.duplicated([*keys, "spread"]).any()
+    start = paths.pivot(index=keys, columns="spread", values="0")
+    assert start["map"].equals(start["all"]), "the map begins where training does"

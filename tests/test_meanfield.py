@@ -68,8 +68,16 @@ def test_relu_explodes_with_batch_but_not_with_layer_normalisation():
         (lambda: gradient_growth("tanh", norm="none"), "norm is"),
         (lambda: length_map("tanh", 1.0, -1.0), "weight variance"),
         (lambda: fixed_length("relu", 2.0, 0.1), "without bound"),
+        (lambda: fixed_length("tanh", 2.0, -0.1), "bias variance"),
         (lambda: critical_weight_variance("relu", 0.1), "no critical point"),
+        (lambda: critical_weight_variance("relu"), "not smooth at zero"),
+        (lambda: critical_weight_variance("leaky_relu"), "not smooth at zero"),
         (lambda: gaussian_product(torch.tanh, 1.0, 1.1), "needs"),
+        (lambda: correlation_map("relu", 1.1, 1.0, 2.0), "a correlation"),
+        (lambda: correlation_map("tanh", 0.5, 0.0, 1.0), "needs q > 0"),
+        (lambda: residual_recursion("tanh", [-1.0], 2.0), "weight variance"),
+        (lambda: running_spread(3, "tanh", batch_size=1), "two samples"),
+        (lambda: running_spread(3, "tanh", batch_size=9, momentum=2.0), r"\[0, 1\]"),
     ],
 )
 def test_bad_input_is_refused(call, message):
@@ -134,6 +142,7 @@ def test_critical_points_of_tanh(bias, weight, length):
 def test_lengths_of_relu_in_closed_form():
     assert fixed_length("relu", 1.5, 0.1) == pytest.approx(0.4, abs=1e-8)
     assert fixed_length("tanh", 0.9) == 0.0
+    assert fixed_length("tanh", 0.5, 1e-16) == pytest.approx(2e-16, rel=1e-8, abs=0)
     assert chi("relu", 3.0, 2.0) == pytest.approx(1, rel=1e-12)
     assert chi("relu", 3.0, 2.0, order=2) == 0.0
 
@@ -179,6 +188,14 @@ def test_correlations_forget_slowest_at_the_critical_point():
     at, near, far = (depth_scales("tanh", w * critical, 0.05)[1] for w in (1.0, 0.98, 0.7))
     assert at > 1000
     assert at > near > far
+
+
+@pytest.mark.parametrize("above", [1e-8, 1e-10, 1e-12, 1e-14])
+@pytest.mark.parametrize("bias", [0.0025, 0.05, 0.3])
+def test_just_above_the_critical_point_rounding_costs_no_answer(bias, above):
+    weight = critical_weight_variance("tanh", bias) * (1 + above)
+    assert fixed_correlation("tanh", weight, bias) == pytest.approx(1, abs=1e-6)
+    assert depth_scales("tanh", weight, bias)[1] > 1e6
 
 
 def test_a_wide_network_follows_length_correlation_and_gradient():

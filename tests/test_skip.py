@@ -152,11 +152,16 @@ def test_bad_calls_name_the_remedy():
         SkipMLP(5, "resnet")
     with pytest.raises(ValueError, match="at least 2, got 1"):
         SkipMLP(1)
-    model = SkipMLP(3, **SIZES)
-    with pytest.raises(ValueError, match="flatten images first"):
-        model(torch.randn(4, 5))
+    with pytest.raises(ValueError, match="replicas must be at least 1"):
+        SkipMLP(3, replicas=0)
+    model = SkipMLP(3, replicas=2, **SIZES)
+    for shape in ((4, 5), (3, 4, 6)):
+        with pytest.raises(ValueError, match=r"or \(2, n, 6\).*flatten images first"):
+            model(torch.randn(shape))
     x, y = torch.randn(4, 6), torch.randint(3, (4,))
     with pytest.raises(ValueError, match="use one of batch, running, recalibrated"):
         evaluate(model, x, y, "eval")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        evaluate(model, x, y, "batch", batch_size=0)
     with pytest.raises(ValueError, match="pass calibration="):
         evaluate(model, x, y, "recalibrated")

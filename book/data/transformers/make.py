@@ -90,7 +90,7 @@ def train(kind: str, schedule: str, rate: float) -> tuple[Tensor, Tensor, Tensor
 def main() -> None:
     """Train all that is missing; tables are written after each."""
     start, tables = time.process_time(), {}
-    for name in ("runs", "paths"):
+    for name in ("paths", "runs"):  # runs last: they tell what is done
         path = DATA / "transformers" / f"{name}.csv"
         tables[name] = pd.read_csv(path, comment="#") if path.is_file() else pd.DataFrame()
     planned = [(schedule, rate) for schedule, rates in RATES.items() for rate in rates]
@@ -111,7 +111,10 @@ def main() -> None:
                 paths.append({**key, "seed": seed, "spread": quantity, **at})
         paths = pd.DataFrame(paths).rename(columns=str)
         for name, table in (("runs", pd.DataFrame(rows)), ("paths", paths)):
-            tables[name] = pd.concat([tables[name], table])
+            held = tables[name]
+            if len(held):
+                held = held[(held[list(key)] != list(key.values())).any(axis=1)]
+            tables[name] = pd.concat([held, table])
         print(kind, schedule, rate, losses[-20:].mean(0).tolist(), flush=True)
         minutes = (time.process_time() - start) / 60
         columns = {
