@@ -11,10 +11,11 @@ width. With ``"before"`` the input of attention and perceptron is normalised (pr
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bnmlp.seeds import random_source
 
 MATRICES = ("query", "key", "value", "output", "up", "down")
 NORMS = ("after", "before", "erf")
@@ -294,7 +295,7 @@ def forward_kernels(
     within = torch.ones(size // samples, size // samples, dtype=torch.bool)
     seen = torch.block_diag(*[within.tril() if causal else within] * samples)
     centre = torch.eye(size, dtype=torch.float64) - seen.double() / seen.sum(-1, keepdim=True)
-    noise = torch.Generator().manual_seed(seed)
+    noise = random_source(seed)
     kept, c = [], first.double()
     for _ in range(depth):
         f = _inner_kernel(c, norm)
@@ -448,8 +449,7 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _normals(shapes: dict, seed: int, replica: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    entropy = int(np.random.SeedSequence((seed, replica)).generate_state(1)[0])
-    generator = torch.Generator().manual_seed(entropy)
+    generator = random_source(seed, replica)
     return {
         k: (torch.randn(shape, generator=generator) * math.sqrt(variance / shape[-1])).to(dtype)
         for k, (shape, variance) in shapes.items()

@@ -10,6 +10,7 @@ from bnmlp.data import LOADERS, SHAPES
 from bnmlp.evaluation import STATISTICS
 from bnmlp.initialization import INITIALIZATIONS
 from bnmlp.model import BNMLP, NORMS, ORDERS
+from bnmlp.seeds import stored_streams
 
 METRICS = (
     "train_loss",
@@ -145,13 +146,14 @@ class TrainingRun(BaseModel):
             activation, exponent = zip(*pairs, strict=True)
         else:
             ((activation, exponent),) = self.variants
-        return BNMLP(
-            features, self.width, self.depth, classes,
-            activation=activation, gain_exponent=exponent, replicas=self.networks,
-            streams=tuple(range(self.replicas)) * len(self.variants),
-            dtype=getattr(torch, self.dtype), device=device,
-            **{name: getattr(self, name) for name in names},
-        )  # fmt: skip
+        with stored_streams():  # a run is a function of its fields, whatever BNMLP_SEED
+            return BNMLP(
+                features, self.width, self.depth, classes,
+                activation=activation, gain_exponent=exponent, replicas=self.networks,
+                streams=tuple(range(self.replicas)) * len(self.variants),
+                dtype=getattr(torch, self.dtype), device=device,
+                **{name: getattr(self, name) for name in names},
+            )  # fmt: skip
 
 
 def _argument(name: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bnmlp.configuration import QUANTITIES
 from bnmlp.model import BNMLP
+from bnmlp.seeds import seed_of
 
 with warnings.catch_warnings():
     # Of torch.jit, which a dependency uses, and PyTorch itself for forward-mode derivatives.
@@ -105,7 +106,7 @@ def spectrum_ends(
 def _ends(
     matrix: LinearOperator, largest: int, smallest: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    start = np.random.default_rng(0).standard_normal(matrix.shape[0]).astype(matrix.dtype)
+    start = np.random.default_rng(seed_of(0)).standard_normal(matrix.shape[0]).astype(matrix.dtype)
     ends = [
         eigsh(matrix, count, which=which, tol=tolerance, v0=start)
         for count, which in ((largest, "LA"), (smallest, "SA"))
@@ -172,7 +173,7 @@ def spectral_density(
     """
     high, low = spectrum_ends(operator, 1, 1, tolerance=1e-2)[0].tolist()
     with torch.random.fork_rng([operator.device] if operator.device.type == "cuda" else []):
-        torch.manual_seed(0)
+        torch.manual_seed(seed_of(0))
         return lanczos_approximate_spectrum(
             operator, vectors, num_points=points, num_repeats=repeats, boundaries=(low, high)
         )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnmlp.seeds import random_source
 from bnmlp.settings import data_root
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -106,9 +107,7 @@ class Dataset:
             raise ValueError(
                 f"batch: {self.name} has {len(self.train_x)} training samples, asked for {size}"
             )
-        chosen = torch.randperm(len(self.train_x), generator=torch.Generator().manual_seed(seed))[
-            :size
-        ]
+        chosen = torch.randperm(len(self.train_x), generator=random_source(seed))[:size]
         return self.train_x[chosen], self.train_y[chosen]
 
     def batches(
@@ -256,7 +255,7 @@ def perturbed_identity(
         raise ValueError(f"perturbed_identity: n must be at least 1, got {n}")
     if not 0 <= strength <= 1:
         raise ValueError(f"perturbed_identity: strength must lie in [0, 1], got {strength}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = random_source(seed)
     if noise == "rank_one":
         u, v = torch.rand(2, n, generator=generator, dtype=torch.float64)
         perturbation = torch.outer(u, v)

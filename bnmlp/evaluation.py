@@ -10,6 +10,7 @@ from bnmlp.activations import activation_parts
 from bnmlp.engine import activate, is_one, labels_like
 from bnmlp.model import BNMLP
 from bnmlp.normalization import batch_norm, layer_norm
+from bnmlp.seeds import random_source
 
 STATISTICS = ("batch", "running", "recalibrated")
 CHUNK = 1000  # samples that pass through the layers together
@@ -77,7 +78,7 @@ def evaluate(
     else:
         averages = population_statistics(model, calibration, batch_size)
 
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
+    order = torch.randperm(len(x), generator=random_source(0)).to(x.device)
     batches = order.tensor_split(max(1, round(len(x) / batch_size)))
     total = torch.zeros(2, model.replicas, dtype=torch.float64)
     for chunk in _chunks(batches):

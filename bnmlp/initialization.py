@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bnmlp.memory import fresh
+from bnmlp.seeds import seed_of
 from bnmlp.threads import map_in_threads
 
 
@@ -131,7 +131,7 @@ def initial_weights(
     Returns:
         Weights on the CPU. Shape ``(len(layers), len(replicas), rows, columns)``.
     """
-    offsets = [int(np.random.SeedSequence((seed, r)).generate_state(1)[0]) for r in replicas]
+    offsets = [seed_of(seed, r) for r in replicas]
     out = fresh((len(layers), len(replicas), rows, columns), dtype)
 
     def fill(i: int) -> None:

@@ -1,4 +1,4 @@
-"""What the environment decides: the scale of experiments, the device, where datasets live."""
+"""What the environment decides: scale of experiments, base seed, device, where datasets live."""
 
 import os
 from pathlib import Path
@@ -34,6 +34,18 @@ def at_scale(*, smoke: T, laptop: T, paper: T) -> T:
         One of the three.
     """
     return {"smoke": smoke, "laptop": laptop, "paper": paper}[scale()]
+
+
+def base_seed() -> int:
+    """What moves every random number of the book, from ``BNMLP_SEED``: 0 (default) or above.
+
+    Raises:
+        ValueError: If the variable holds anything else.
+    """
+    text = os.environ.get("BNMLP_SEED") or "0"
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
+        raise ValueError(f"BNMLP_SEED is {text!r}; set it to an integer from 0 to 4294967295")
+    return int(text)
 
 
 def default_device(dtype: torch.dtype | None = None) -> torch.device:

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnmlp.evaluation import STATISTICS, Evaluation
+from bnmlp.seeds import random_source
 from bnmlp.sgd import scored_losses
 
 VARIANTS = ("plain", "batch", "skip", "single")
@@ -67,8 +67,7 @@ class SkipMLP(nn.Module):
         self.layers = 2 * ((depth - 1) // 2) + 1 if self.bridged else depth - 1
         drawn = []
         for r in range(replicas):
-            entropy = int(np.random.SeedSequence((seed, r)).generate_state(1)[0])
-            generator = torch.Generator().manual_seed(entropy)
+            generator = random_source(seed, r)
             drawn.append([
                 glorot_uniform(*shape, generator).to(dtype)
                 for shape in (

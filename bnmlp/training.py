@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
@@ -23,6 +22,7 @@ from bnmlp.evaluation import STATISTICS, evaluate
 from bnmlp.layers import layer_table
 from bnmlp.model import BNMLP
 from bnmlp.replicas import read_replica, subset, write_replica
+from bnmlp.seeds import random_source, stored_streams
 from bnmlp.settings import default_device
 from bnmlp.sgd import scored_losses, scored_step
 
@@ -75,7 +75,7 @@ def train(
         _refuse_other(run, directory)
         return read_metrics(directory)
     data = load_dataset(run.dataset, root)
-    with _claimed(run, directory):
+    with _claimed(run, directory), stored_streams():
         training = _Training(run, data, directory, torch.device(device or default_device()))
         training.resume()
         training.finish(progress)
@@ -164,9 +164,7 @@ def epoch_orders(seed: int, replicas: int, epoch: int, samples: int) -> Tensor:
     """
     orders = []
     for r in range(replicas):
-        entropy = int(np.random.SeedSequence((seed, r, epoch, 1)).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(entropy)
-        orders.append(torch.randperm(samples, generator=generator))
+        orders.append(torch.randperm(samples, generator=random_source(seed, r, epoch, 1)))
     return torch.stack(orders)
 
 
@@ -400,7 +398,7 @@ class _Training:
 
     def _measure(self, epoch: int) -> None:
         """Measure the layers of all networks whose weights are finite."""
-        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(1))
+        order = torch.randperm(len(self.x), generator=random_source(1))
         batch, probe = order[: self.run.batch_size], order[: 2 * self.run.width]
         finite = [w.isfinite().all(-1).all(-1) for w in self.model.layer_weights()]
         alive = torch.stack(finite).all(0).nonzero().flatten().tolist()

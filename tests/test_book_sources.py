@@ -1,5 +1,6 @@
 """The book's sources keep the conventions that a build doesn't enforce."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -69,7 +70,6 @@ def test_the_configuration_has_no_repeated_and_no_unknown_keys():
     assert config["only_build_toc_files"]
     assert config["execute"]["execute_notebooks"] == "cache"
     assert config["execute"]["allow_errors"] is False
-    assert config["sphinx"]["config"]["nb_execution_raise_on_error"] is True
     assert config["sphinx"]["recursive_update"] is True
 
 
@@ -170,6 +170,28 @@ def test_claims_can_be_listed_and_seen():
             assert not [tag for tag in claim.tags if tag.startswith(("hide", "remove"))], where
             ids.append(claim.id)
     assert len(ids) == len(set(ids)), "two claims with the same id"
+
+
+GENERATORS = re.compile(
+    r"Generator\(|manual_seed\((?!seed_of\()|default_rng\((?!seed_of\()|RandomState|"
+    r"np\.random\.(?!default_rng|SeedSequence)|(?<![\w.])random\.(?:random|seed|choice|gauss)|initial_seed"
+)
+ROOTS = ("bnmlp/seeds.py", "bnmlp/initialization.py")  # the second moves on from seed_of by layer
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name)
+def test_every_random_number_of_a_page_starts_from_the_base_seed(page):
+    for cell in code_cells(page):
+        assert not GENERATORS.search(cell.source), f"use bnmlp.seeds: {cell.source}"
+
+
+def test_every_random_number_of_the_package_starts_from_the_base_seed():
+    for path in sorted((ROOT / "bnmlp").rglob("*.py")):
+        if path.relative_to(ROOT).as_posix() not in ROOTS:
+            code = ast.unparse(ast.parse(path.read_text(encoding="utf8")))  # without comments
+            found = [m for m in re.findall(r".*", code) if GENERATORS.search(m)]
+            found = [line for line in found if "torch.Generator |" not in line]
+            assert not found, f"{path.name}: use bnmlp.seeds: {found}"
 
 
 def test_every_claim_is_on_the_scoreboard():

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from sphinx.application import Sphinx
 
-from . import cache, execution, figures, pages, scoreboard, status
+from . import execution, figures, pages, report, scoreboard, status
 
 
 def set_site_url(app: Sphinx, config) -> None:
@@ -18,15 +18,19 @@ def set_site_url(app: Sphinx, config) -> None:
 def setup(app: Sphinx) -> dict:
     """Register everything."""
     app.connect("config-inited", set_site_url, priority=100)
-    app.connect("config-inited", cache.key_by_fingerprint, priority=100)
     app.connect("config-inited", execution.share_cores, priority=50)  # before torch is imported
+    app.connect("builder-inited", execution.begin)
+    app.connect("builder-inited", report.begin)
     app.connect("env-before-read-docs", execution.execute_ahead)
+    app.connect("source-read", execution.use_cache)
     app.connect("doctree-read", pages.note_numbers_from_elsewhere)
     app.connect("doctree-read", pages.share_description)
     app.connect("env-get-outdated", pages.outdated, priority=900)
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
     app.connect("html-page-context", pages.drop_plain_spans, priority=900)
     app.connect("build-finished", figures.lighten)
+    app.connect("build-finished", report.write, priority=900)
     app.add_directive("build-info", status.BuildInfo)
+    app.add_directive("claim-count", scoreboard.ClaimCount)
     app.add_directive("scoreboard", scoreboard.Scoreboard)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

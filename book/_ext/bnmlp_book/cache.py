@@ -1,37 +1,35 @@
-"""Keep results of different code, pins, scales or devices in different execution caches."""
+"""Keep results of different code, data, pins and settings in execution caches of their own."""
 
 import hashlib
 import os
 import platform
 import shutil
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
-KEPT = 4
+from .dependencies import Package, data_files
+from .sources import code_cells
+
+KEPT = 4  # results of each page
 
 
-def fingerprint(root: Path) -> str:
-    """Hash of everything outside a chapter that its results depend on.
+def settings(root: Path) -> tuple[object, ...]:
+    """What decides all results: scale, seed, device, data, Python and the pinned versions.
 
     Args:
         root: Folder of ``_config.yml``.
     """
-    from bnmlp.settings import scale
+    from bnmlp.settings import base_seed, scale
 
-    package = Path(find_spec("bnmlp").origin).parent
-    settings = (scale(), device_name(), os.environ.get("BNMLP_DATA"), platform.python_version())
-    digest = hashlib.sha256(repr(settings).encode())
-    for folder in (package, root / "book" / "data"):
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(path.relative_to(folder).as_posix().encode())
-                digest.update(path.read_bytes())
-    digest.update((root / "requirements.txt").read_bytes())
-    return digest.hexdigest()[:16]
+    pins = hashlib.sha256((root / "requirements.txt").read_bytes()).hexdigest()
+    data = os.environ.get("BNMLP_DATA")
+    return scale(), base_seed(), device_name(), data, platform.python_version(), pins
 
 
+@cache
 def device_name() -> str:
     """The device of the experiments, with its model where it is a GPU."""
     from bnmlp.settings import default_device
@@ -44,12 +42,50 @@ def device_name() -> str:
     return f"cuda, {torch.cuda.get_device_name(device)}"
 
 
-def key_by_fingerprint(app: Sphinx, config) -> None:
-    """Choose the execution cache; another choice than last time makes Sphinx re-read every page."""
-    caches = Path(app.outdir).parent / ".jupyter_cache"
-    chosen = caches / fingerprint(Path(app.srcdir))
-    chosen.mkdir(parents=True, exist_ok=True)
-    os.utime(chosen)
-    config.nb_execution_cache_path = str(chosen)
-    for old in sorted(caches.iterdir(), key=os.path.getmtime, reverse=True)[KEPT:]:
+class Keys:
+    """A key for the results of each page: the same as long as nothing that decides them changes.
+
+    Args:
+        root: Folder of ``_config.yml``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.settings = root, repr(settings(root))
+        self.package = Package(Path(find_spec("bnmlp").origin).parent)
+        self.found: dict[Path, str | None] = {}
+
+    def key(self, page: Path) -> str | None:
+        """The key of a page; None if it has no code.
+
+        Args:
+            page: Its source.
+        """
+        if page not in self.found:
+            self.found[page] = self._key(page)
+        return self.found[page]
+
+    def _key(self, page: Path) -> str | None:
+        code = "\n".join(cell.source for cell in code_cells(page))
+        if not code:
+            return None
+        try:
+            digest = hashlib.sha256(
+                f"{self.settings}\n{code}\n{self.package.digest(code)}".encode()
+            )
+        except SyntaxError:  # it will say so on its page
+            return hashlib.sha256(f"{self.settings}\n{code}".encode()).hexdigest()[:16]
+        for path in data_files(code, self.root / "book" / "data", page.stem):
+            digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def folder(app: Sphinx, docname: str) -> Path:
+    """Where all results of a page are kept."""
+    return Path(app.outdir).parent / ".jupyter_cache" / docname.replace("/", ".")
+
+
+def forget_old(app: Sphinx, docname: str) -> None:
+    """Keep the newest results of a page only."""
+    kept = [path for path in folder(app, docname).iterdir() if path.suffix == ""]
+    for old in sorted(kept, key=os.path.getmtime, reverse=True)[KEPT:]:
         shutil.rmtree(old)

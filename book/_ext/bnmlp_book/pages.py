@@ -7,6 +7,7 @@ from docutils import nodes
 from myst_nb.ext.glue.utils import PendingGlueReference
 from sphinx.application import Sphinx
 
+from .execution import results, stale
 from .status import commit
 
 
@@ -24,16 +25,19 @@ def share_description(app: Sphinx, doctree) -> None:
 
 
 def outdated(app: Sphinx, env, added, changed, removed) -> list[str]:
-    """Pages to read again because of other pages: those with their numbers, and the status page.
+    """Pages to read again: those with other results, and those that show what others measured.
 
     A build that changes nothing leaves them as they are.
     """
-    something = bool(added or changed or removed)
+    for name in removed:
+        results(env).pop(name, None)
+    rerun = stale(app, env)
+    something = bool(added or changed or removed or rerun)
     now = commit(Path(app.srcdir))
-    return [
+    return rerun + [
         name
         for name, data in env.metadata.items()
-        if (something and data.get("numbers_from_elsewhere"))
+        if (something and (data.get("numbers_from_elsewhere") or data.get("shows_claims")))
         or ("commit" in data and (something or data["commit"] != now))
     ]
 

@@ -2,7 +2,8 @@
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from myst_nb.core.read import read_myst_markdown_notebook
@@ -11,10 +12,14 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 @dataclass(frozen=True)
 class Claim:
-    """One call of ``claim``: its id, None if that is no literal, and the tags of its cell."""
+    """One call of ``claim``: its id, None if that is no literal, and the tags of its cell.
+
+    ``fields`` holds what else it says in literals, as the bounds.
+    """
 
     id: str | None
     tags: tuple[str, ...]
+    fields: dict[str, object] = field(default_factory=dict)
 
 
 def pages(root: Path) -> list[Path]:
@@ -39,7 +44,7 @@ def code_cells(page: Path) -> list:
 def claims(page: Path) -> list[Claim]:
     """Every claim of a page, in order."""
     return [
-        Claim(_first_argument(call), tuple(cell.metadata.get("tags", ())))
+        Claim(_first_argument(call), tuple(cell.metadata.get("tags", ())), _literals(call))
         for cell in code_cells(page)
         for call in _calls_of_claim(cell.source)
     ]
@@ -49,6 +54,14 @@ def _calls_of_claim(source: str) -> list[ast.Call]:
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     named = [call for call in calls if getattr(call.func, "id", None) == "claim"]
     return sorted(named, key=lambda call: call.lineno)
+
+
+def _literals(call: ast.Call) -> dict[str, object]:
+    found = {}
+    for keyword in call.keywords:
+        with suppress(ValueError):
+            found[keyword.arg] = ast.literal_eval(keyword.value)
+    return found
 
 
 def _first_argument(call: ast.Call) -> str | None:
