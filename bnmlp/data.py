@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnmlp.seeds import random_source
+from bnmlp.seeds import random_source, seed_of, stored_streams
 from bnmlp.settings import data_root
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -363,7 +363,8 @@ def _photo_patches(name: str, root: Path, download: bool) -> Loaded:
     arrays = []
     for parts in (train, test):
         # Photographs alternate, positions in a fixed random order.
-        order = np.random.default_rng(0).permutation(len(parts[0]))
+        with stored_streams():  # a dataset is the same under any base seed
+            order = np.random.default_rng(seed_of(0)).permutation(len(parts[0]))
         arrays.append(np.stack([part[order] for part in parts], 1).reshape(-1, 3, 32 * 32))
         arrays.append(np.tile(np.arange(2, dtype=np.uint8), len(order)))
     return "patches of scikit-learn's photographs china.jpg and flower.jpg", *arrays
