@@ -69,10 +69,18 @@ def main() -> None:
     parser.add_argument("--builds", nargs="*", default=list(BUILDS), choices=list(BUILDS))
     parser.add_argument("--chapters", nargs="*", help="slugs; all if omitted")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
+    parser.add_argument("--mutate", action="store_true", help="break the package on purpose")
+    parser.add_argument("--budget", type=float, default=60, help="seconds for each mutation")
+    parser.add_argument("--mutations", nargs="*", default=[], help="names; all if omitted")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         work(json.loads(options.worker), options.jobs)
+        return
+    if options.mutate:
+        from . import mutations
+
+        mutations.run(options.jobs, options.budget, options.mutations)
         return
     chapters = {page.stem: page for page in pages(ROOT) if code_cells(page)}
     if options.chapters:

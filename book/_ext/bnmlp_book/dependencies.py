@@ -119,27 +119,34 @@ class Package:
             module, name = here.imports[name]
         return None
 
-    def _uses(self, statements: list[ast.AST], names: dict[str, Place]) -> Iterator[Place]:
+    def _uses(self, statements: Iterable[ast.AST], names: dict[str, Place]) -> Iterator[Place]:
         """Places that some statements name; all of a module that is passed around as a value."""
         for statement in statements:
-            local = dict(names)
-            attributes = set()
+            local, inner = dict(names), set()
             for node in ast.walk(statement):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     local |= imported(node, self.name, self.modules)
+                elif isinstance(node, ast.Attribute):
+                    inner.add(id(node.value))
             for node in ast.walk(statement):
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                    module = self._module(local.get(node.value.id))
-                    if module:
-                        attributes.add(id(node.value))
-                        yield module, node.attr
-            for node in ast.walk(statement):
-                if isinstance(node, ast.Name) and node.id in local and id(node) not in attributes:
-                    module = self._module(local[node.id])
-                    if module is None:
-                        yield local[node.id]
-                    else:
-                        yield from ((module, name) for name in self.modules[module].definitions)
+                if isinstance(node, ast.Name | ast.Attribute) and id(node) not in inner:
+                    yield from self._places(node, local)
+
+    def _places(self, node: ast.Name | ast.Attribute, names: dict[str, Place]) -> Iterator[Place]:
+        """What a name, or a chain of attributes of one, stands for."""
+        attributes = []
+        while isinstance(node, ast.Attribute):
+            attributes.insert(0, node.attr)
+            node = node.value
+        if not isinstance(node, ast.Name) or node.id not in names:
+            return
+        place = names[node.id]
+        while (module := self._module(place)) and attributes:
+            place = module, attributes.pop(0)
+        if module:
+            yield from ((module, name) for name in self.modules[module].definitions)
+        else:
+            yield place
 
     def _module(self, place: Place | None) -> str | None:
         """The module that a place is, if it is one."""

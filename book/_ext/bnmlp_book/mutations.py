@@ -1,0 +1,345 @@
+"""Break the package on purpose and see which claims and tests notice: ``make audit MUTATE=1``.
+
+A claim that cannot fail is as bad as one that fails by chance. Each mutation changes one line of a
+copy of the package; chapters that reach the line run on that copy, cheapest first, and so do
+the unit tests of its module. ``book/data/audit/mutations.csv`` says who noticed.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from . import audit
+from .dependencies import Package
+from .sources import claims, code_cells, pages
+
+TABLE = audit.ROOT / "book" / "data" / "audit" / "mutations.csv"
+
+
+# Tests of modules that have no file of their own.
+TESTS = {"engine": ("gradients", "sgd", "model")}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One wrong line: what is wrong, in which file, the text and what stands in its place."""
+
+    name: str
+    what: str
+    file: str
+    old: str
+    new: str
+
+    @property
+    def edit(self) -> tuple[str, str, str]:
+        """As :func:`audit.edited_package` wants it."""
+        return self.file, self.old, self.new
+
+
+MUTATIONS = [
+    Mutation(
+        "norm-root", "normalisation divides by the mean square", "normalization.py",
+        "y = F.rms_norm(x, (n,), eps=eps / n if unit else eps)",
+        "y = x / (x.square().mean(-1, keepdim=True) + (eps / n if unit else eps))",
+    ),
+    Mutation(
+        "norm-mean", "mean reduction is left out", "normalization.py",
+        "    if center:\n        y = F.layer_norm(x, (n,), eps=eps / n if unit else eps)\n",
+        "    if False:\n        y = F.layer_norm(x, (n,), eps=eps / n if unit else eps)\n",
+    ),
+    Mutation(
+        "engine-norm-root", "the engine normalises without the root", "engine.py",
+        ".add_(self.eps).rsqrt_()", ".add_(self.eps).reciprocal_()",
+    ),
+    Mutation(
+        "haar-sign", "Haar matrices without the correction of signs", "initialization.py",
+        "return q.mul_(-sign.unsqueeze(-2))", "return q",
+    ),
+    Mutation(
+        "haar-vectors", "Householder vectors of full length: not Haar", "initialization.py",
+        "    x.tril_()  # in place: a copy costs forty times as much\n",
+        "    x.abs_().tril_()\n",
+    ),
+    Mutation(
+        "gaussian-variance", "Gaussian weights of half the variance", "initialization.py",
+        "math.sqrt(2 / (normal.shape[-1]", "math.sqrt(1 / (normal.shape[-1]",
+    ),
+    Mutation(
+        "gain", "gains off by five per cent", "activations.py",
+        "return gain * torch.arange(1, depth + 1", "return 1.05 * gain * torch.arange(1, depth + 1",
+    ),
+    Mutation(
+        "gain-exponent", "gains with twice the exponent", "activations.py",
+        "dtype=torch.float64) ** -exponent", "dtype=torch.float64) ** (-2 * exponent)",
+    ),
+    Mutation(
+        "bessel", "running variance without Bessel's factor", "engine.py",
+        "            var *= self.n / (self.n - 1)\n", "            pass\n",
+    ),
+    Mutation(
+        "averages", "running averages move ten times as fast", "engine.py",
+        "model.running_var.lerp_(var, model.momentum)",
+        "model.running_var.lerp_(var, min(1, 10 * model.momentum))",
+    ),
+    Mutation(
+        "recalibration", "recalibrated variance is the unbiased one", "evaluation.py",
+        "            var = var * ((len(x) - 1) / len(x))\n", "            var = 1.05 * var\n",
+    ),
+    Mutation(
+        "rate-sign", "explosion rate with the wrong sign", "gradients.py",
+        "return -(centred @", "return (centred @",
+    ),
+    Mutation(
+        "norm-scale", "gradient norms forget the factor of their segment", "gradients.py",
+        ".log() + log_scale.to(place)", ".log() + 0 * log_scale.to(place)",
+    ),
+    Mutation(
+        "tanh-slope", "the way back through tanh forgets its slope", "engine.py",
+        '"tanh": lambda grad, x, out: aten.tanh_backward(grad, out),',
+        '"tanh": lambda grad, x, out: grad,',
+    ),
+    Mutation(
+        "sin-slope", "the way back through sin squares its slope", "engine.py",
+        "torch.cos(x).mul_(grad)", "torch.cos(x).square_().mul_(grad)",
+    ),
+    Mutation(
+        "projection", "the way back through the normalisation lacks its projection", "engine.py",
+        "return torch.addcmul(grad, z, along).mul_(rstd * scale)",
+        "return torch.addcmul(grad, z, 0 * along).mul_(rstd * scale)",
+    ),
+    Mutation(
+        "step-size", "steps of gradient descent ten per cent too long", "sgd.py",
+        "        weight.baddbmm_(step, h.mT, alpha=-1)\n",
+        "        weight.baddbmm_(step, h.mT, alpha=-1.1)\n",
+    ),
+    Mutation(
+        "gap", "isometry gap without the factor 2 of the volume", "isometry.py",
+        "gap = mean.log() - 2 * pivots.log().mean(-1)",
+        "gap = mean.log() - 1.9 * pivots.log().mean(-1)",
+    ),
+    Mutation(
+        "gap-series", "isometry gap near isometry without its factor one half", "isometry.py",
+        "series = second / 2 - third / 3", "series = second - third / 3",
+    ),
+    Mutation(
+        "harmonic", "harmonic gap without its denominator", "isometry.py",
+        "((ratio - 1).square() / ratio).mean(-1)", "((ratio - 1).square()).mean(-1)",
+    ),
+    Mutation(
+        "rank", "numerical rank with a tolerance of float32", "isometry.py",
+        "torch.finfo(s.dtype).eps * s[..., :1]", "1e-4 * s[..., :1]",
+    ),
+    Mutation(
+        "decay-factor", "d / (d + 1) for d / (d + 2)", "theory.py",
+        "return width / (width + 2)", "return width / (width + 1)",
+    ),
+    Mutation(
+        "haar-moment", "Weingarten function off by one", "theory.py",
+        "return ((width + 1) * same - different)", "return ((width + 2) * same - different)",
+    ),
+    Mutation(
+        "gap-quadrature", "quadrature of the expected gap change cut off", "theory.py",
+        "torch.arange(-45.0, 95.0, 0.25", "torch.arange(-45.0, -2.0, 0.25",
+    ),
+    Mutation(
+        "budget", "budget of the whole gap, not of its half", "theory.py",
+        "else 0.5 * (first_gap - last_gap)", "else (first_gap - last_gap)",
+    ),
+    Mutation(
+        "rate-bounds", "bounds below full rank without the loss of two dimensions", "theory.py",
+        "math.log(rank * (width - 2) / (width * (rank - 2)))",
+        "math.log(rank * (width - 2) / (width * (rank - 1)))",
+    ),
+    Mutation(
+        "stationary", "stationary spread off by a factor of two", "theory.py",
+        "return 2 * (1 - share) / (share * (2 - share))",
+        "return (1 - share) / (share * (2 - share))",
+    ),
+    Mutation(
+        "gaussian-rate", "Gaussian rate forgets what mean reduction costs", "theory.py",
+        "free = batch_size - 1 if center else batch_size", "free = batch_size",
+    ),
+    Mutation(
+        "flow", "spectrum flow on the wrong clock", "theory.py",
+        "times = layers / (d + 2)", "times = 0.9 * layers / (d + 2)",
+    ),
+    Mutation(
+        "quadrature", "Gaussian means cut off at one standard deviation", "meanfield.py",
+        "s = torch.arange(-4.5, 3.7, 0.02", "s = torch.arange(-4.5, 0.5, 0.02",
+    ),
+    Mutation(
+        "growth-mean", "mean-field growth forgets the mean that batch norm removes", "meanfield.py",
+        '    if norm == "batch":\n        energy -=', '    if norm == "layer":\n        energy -=',
+    ),
+    Mutation(
+        "running-spread", "predicted loss in evaluation without Bessel's factor", "meanfield.py",
+        "bessel = batch_size / (batch_size - 1)", "bessel = 1.0",
+    ),
+    Mutation(
+        "rate-map", "effective rates fall with the first power of the step", "dynamics.py",
+        "return rate / (1 + (learning_rate * rate) ** 2)",
+        "return rate / (1 + learning_rate * rate)",
+    ),
+    Mutation(
+        "critical-rate", "critical learning rate without its root", "dynamics.py",
+        "return (rates.amax(0) * rates.amin(0)).rsqrt()",
+        "return (rates.amax(0) * rates.amin(0)).reciprocal()",
+    ),
+    Mutation(
+        "momentum-map", "velocity decays with momentum, not with its square", "dynamics.py",
+        "v = momentum**2 * v + g.square()", "v = momentum * v + g.square()",
+    ),
+    Mutation(
+        "quadratic-noise", "the noisy quadratic model without noise", "quadratic.py",
+        "transition @ moments @ transition.mT + kicks",
+        "transition @ moments @ transition.mT + 0 * kicks",
+    ),
+    Mutation(
+        "covariance", "covariance of gradients that are not centred", "curvature.py",
+        "centred = gradients.double() - gradients.double().mean(0)",
+        "centred = gradients.double() - 0 * gradients.double().mean(0)",
+    ),
+    Mutation(
+        "relu-kernel", "kernel of ReLU without its angle", "attention.py",
+        "return (math.pi - correlation(c).arccos()) / (2 * math.pi)",
+        "return 0.5 * torch.ones_like(c)",
+    ),
+    Mutation(
+        "scores", "attention scores not divided by the root of the heads' width", "attention.py",
+        "scores = q @ k.mT / math.sqrt(q.shape[-1])", "scores = q @ k.mT / q.shape[-1]",
+    ),
+    Mutation(
+        "shortcut", "shortcuts of the ResNet carry nothing", "convolutional.py",
+        "            out = out + F.pad(", "            out = out + 0 * F.pad(",
+    ),
+    Mutation(
+        "glorot", "uniform weights of half the variance", "skip.py",
+        "bound = math.sqrt(6 / (rows + columns))", "bound = math.sqrt(3 / (rows + columns))",
+    ),
+    Mutation(
+        "standardisation", "pixels not standardised", "data.py",
+        "mean, std = STANDARDIZATION.get(name) or _channel_statistics(train)",
+        "mean, std = (0.0,) * train.shape[1], (1.0,) * train.shape[1]",
+    ),
+]  # fmt: skip
+
+
+def run(jobs: int, budget: float, chosen: list[str]) -> None:
+    """Run every mutation on the chapters that reach it, then write who noticed.
+
+    Args:
+        jobs: Chapters at a time.
+        budget: Seconds of chapters for each mutation, at least one chapter.
+        chosen: Names of mutations; all if empty.
+    """
+    chapters = {page.stem: page for page in pages(audit.ROOT) if code_cells(page) and claims(page)}
+    unnoticing = set(chapters)
+    rows = []
+    for mutation in MUTATIONS:
+        if chosen and mutation.name not in chosen:
+            continue
+        reached = reaching(mutation, chapters)
+        picked = pick(reached, unnoticing, budget)
+        build = f"mutation-{mutation.name}"
+        audit.run_build(build, picked, jobs, {}, mutation.edit)
+        noticed = noticing(build, picked)
+        unnoticing -= {page for page, _ in noticed}
+        tests = failing_tests(mutation)
+        rows.append((mutation, reached, picked, noticed, tests))
+        names = ", ".join(claim for _, claim in noticed[:6]) or "NO CLAIM"
+        print(f"{mutation.name}: {names}; tests: {tests or 'NO TEST'}", flush=True)
+    write(rows)
+    print(f"chapters of which no claim noticed anything: {', '.join(sorted(unnoticing)) or 'none'}")
+
+
+def reaching(mutation: Mutation, chapters: dict[str, Path]) -> dict[str, Path]:
+    """The chapters whose results depend on the line."""
+    before = Package(audit.ROOT / "bnmlp")
+    with audit.edited_package(mutation.edit) as (folder,):
+        after = Package(Path(folder) / "bnmlp")
+        return {
+            slug: page
+            for slug, page in chapters.items()
+            if (code := audit.measured_code(page)) and before.digest(code) != after.digest(code)
+        }
+
+
+def pick(reached: dict[str, Path], wanted: set[str], budget: float) -> dict[str, Path]:
+    """Chapters within the budget: first those that name what they need, then the cheapest."""
+    picked, spent = {}, 0.0
+    order = sorted(reached, key=lambda slug: audit.expected_seconds(reached[slug]))
+    order.sort(key=lambda slug: slug not in wanted)
+    for slug in order:
+        seconds = audit.expected_seconds(reached[slug])
+        if not picked or spent + seconds <= budget:
+            picked[slug] = reached[slug]
+            spent += seconds
+    return picked
+
+
+def noticing(build: str, chapters: dict[str, Path]) -> list[tuple[str, str]]:
+    """Page and claim, for every claim that holds on the package and not on its mutation."""
+    from bnmlp.claims import within
+
+    found = []
+    for slug, page in chapters.items():
+        said = {claim.id: claim.fields for claim in claims(page)}
+        before, after = (
+            {record["name"]: record for record in stored(name, page)["claims"]}
+            for name in ("seed-0", build)
+        )
+        for name, record in after.items():
+            bounds = {**record, **said.get(name, {})}
+            values = [float(r[name]["value"]) for r in (before, after) if name in r]
+            held = [within(value, bounds["low"], bounds["high"]) for value in values]
+            if held == [True, False]:
+                found.append((slug, name))
+    return found
+
+
+def stored(build: str, page: Path) -> dict:
+    """The result of a page in a build; no claims if there is none."""
+    path = audit.result_path(build, page)
+    return json.loads(path.read_text()) if path.exists() else {"claims": []}
+
+
+def failing_tests(mutation: Mutation) -> str:
+    """The first unit test of the mutated module that fails."""
+    stem = Path(mutation.file).stem
+    tests = [audit.ROOT / "tests" / f"test_{name}.py" for name in TESTS.get(stem, (stem,))]
+    with audit.edited_package(mutation.edit) as (folder,):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider",
+             "-m", "not slow", *map(str, tests)],
+            cwd=audit.ROOT, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    found = re.search(r"^FAILED \S+::(\w+)", done.stdout, re.M)
+    return found[1] if found else ""
+
+
+def write(rows: list[tuple]) -> None:
+    """Store who noticed what."""
+    import pandas as pd
+
+    table = pd.DataFrame(
+        {
+            "mutation": m.name, "what": m.what, "file": m.file, "chapters": len(picked),
+            "of": len(reached), "claims": len(noticed),
+            "noticed": " ".join(claim for _, claim in noticed), "test": test,
+        }
+        for m, reached, picked, noticed, test in rows
+    )  # fmt: skip
+    about = (
+        "# The package with one wrong line: claims that hold without it and not with it, how many\n"
+        "# of the chapters that reach it were run, and a unit test that fails\n"
+        f"# command: make audit MUTATE=1; {platform.machine()}, torch {version('torch')}\n"
+    )
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    TABLE.write_text(about + table.to_csv(index=False), encoding="utf8")
