@@ -122,7 +122,8 @@ def run_build(
     variables = {key: value for key, value in variables.items() if value}
     with edited_package(edit) as path:
         search = os.pathsep.join([*path, str(Path(__file__).parents[1])])
-        command = [sys.executable, "-m", "bnmlp_book.audit", "--jobs", str(jobs), "--worker"]
+        # -P: the folder at hand, with the package as it is, must not come before the copy.
+        command = [sys.executable, "-P", "-m", "bnmlp_book.audit", "--jobs", str(jobs), "--worker"]
         jobs_of_worker = [[str(chapters[slug]), result] for slug, result in todo.items()]
         print(f"{name}: {len(todo)} chapters", flush=True)
         subprocess.run(
