@@ -55,7 +55,8 @@ def jobs() -> int:
 
 
 def share_cores(app: Sphinx, config) -> None:
-    """Give each kernel its part of the cores: competing for them makes kernels far slower."""
+    """Give each kernel its part of the cores, for which kernels must not compete, and pages too."""
+    app.parallel = max(app.parallel, jobs())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 

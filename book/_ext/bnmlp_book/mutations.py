@@ -315,8 +315,8 @@ def failing_tests(mutation: Mutation) -> str:
     tests = [audit.ROOT / "tests" / f"test_{name}.py" for name in TESTS.get(stem, (stem,))]
     with audit.edited_package(mutation.edit) as (folder,):
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider",
-             "-m", "not slow", *map(str, tests)],
+            [sys.executable, "-P", "-m", "pytest", "-q", "-x", "--no-header",
+             "-p", "no:cacheprovider", "-m", "not slow", *map(str, tests)],
             cwd=audit.ROOT, capture_output=True, text=True,
             env={**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
