@@ -28,6 +28,7 @@ from sphinx.util import logging
 from traitlets.config import Config
 
 from . import cache
+from .kernels import Nursery, WarmKernelManager
 
 CLAIM = "bnmlp-claim"  # in the metadata of an output, as bnmlp.claims writes it
 logger = logging.getLogger(__name__)
@@ -104,7 +105,9 @@ def execute_ahead(app: Sphinx, env, docnames: list[str]) -> None:
         else:
             waiting[name] = key
     if waiting:
-        interruptible(Run(app, env, waiting).all())
+        with Nursery() if hasattr(os, "fork") else contextlib.nullcontext() as nursery:
+            WarmKernelManager.nursery = nursery
+            interruptible(Run(app, env, waiting).all())
     app.bnmlp_seconds = time.monotonic() - started
 
 
@@ -225,6 +228,7 @@ async def execute(notebook: NotebookNode, folder: Path, timeout: int) -> str:
         client = NotebookClient(
             notebook,
             kernel_name=notebook.metadata.kernelspec.name,
+            kernel_manager_class=WarmKernelManager,
             record_timing=False,  # cells with times would match no cells without
             timeout=timeout,
             resources={"metadata": {"path": str(folder)}},
