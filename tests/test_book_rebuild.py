@@ -111,6 +111,22 @@ def test_editing_prose_executes_nothing(book):
     assert "Some prose." not in book.text("book/answer")
 
 
+def test_editing_a_caption_or_a_tag_executes_nothing(book):
+    book.edit("book/other.md", "ipython3\n", "ipython3\n:tags: [hide-input]\n\n")
+    for _ in range(2):
+        assert executed(book.make()) == []
+        assert "tag_hide-input" in (book.root / "_build/html/book/other.html").read_text()
+    book.edit("book/other.md", ":tags: [hide-input]\n\n", "")
+    assert executed(book.make()) == []
+
+
+def test_damaged_results_are_executed_again(book):
+    (held,) = (book.root / "_build/.jupyter_cache/book.other").glob("*/global.db")
+    held.write_bytes(b"not a database")
+    book.edit("book/other.md", "# Another chapter", "# Another chapter of the book")
+    assert executed(book.make()) == ["other"]
+
+
 def test_editing_one_chapter_executes_only_that_one(book):
     before = book.answer()
     book.edit("book/answer.md", "answer()", "answer() + 10")

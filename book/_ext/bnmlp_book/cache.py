@@ -65,7 +65,7 @@ class Keys:
         return self.found[page]
 
     def _key(self, page: Path) -> str | None:
-        code = "\n".join(cell.source for cell in code_cells(page))
+        code = "\n# %%\n".join(cell.source for cell in code_cells(page))
         if not code:
             return None
         try:

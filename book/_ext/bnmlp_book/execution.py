@@ -99,10 +99,12 @@ def execute_ahead(app: Sphinx, env, docnames: list[str]) -> None:
         if key is None:
             continue
         path = cache.folder(app, name) / key
-        if path.is_dir():
+        try:
+            results(env)[name] = cached_result(read(env, name), Path(env.doc2path(name)), path)
             os.utime(path)
-            results(env)[name] = cached_result(read(env, name), key, path)
-        else:
+        except Exception as error:  # none, or one that can't be read
+            if path.exists():
+                logger.info(f"{name}: its cached results are damaged ({error!r}), executing it")
             waiting[name] = key
     if waiting:
         with Nursery() if hasattr(os, "fork") else contextlib.nullcontext() as nursery:
@@ -125,13 +127,28 @@ def read(env, docname: str) -> NotebookNode:
     return create_nb_reader(str(page), env.myst_config, env.mystnb_config, text).read(text)
 
 
-def cached_result(notebook: NotebookNode, key: str, path: Path) -> Result:
-    """What a cache holds for a notebook."""
-    store = get_cache(path)
-    record = store.match_cache_notebook(notebook)
-    _, notebook = store.merge_match_into_notebook(notebook)
+def cached_result(notebook: NotebookNode, page: Path, path: Path) -> Result:
+    """What a cache holds for a notebook whose code it has executed.
+
+    Captions and tags are part of what the cache matches, but not of the code: where they differ,
+    the outputs are stored anew beside them.
+
+    Raises:
+        Exception: If there is no such cache or it is damaged.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(path)
+    held = get_cache(path)
+    (record,) = held.list_cache_records()
+    outputs = iter(held.get_cache_bundle(record.pk).nb.cells)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            executed = next(outputs)
+            cell.outputs, cell.execution_count = executed.outputs, executed.execution_count
     seconds, made = record.data["execution_seconds"], record.created.timestamp()
-    return Result(key, "cached", str(path), seconds, made, claims_in(notebook))
+    if held.create_hashed_notebook(notebook)[1] != record.hashkey:
+        store(notebook, page, path, seconds)
+    return Result(path.name, "cached", str(path), seconds, made, claims_in(notebook))
 
 
 def claims_in(notebook: NotebookNode) -> list[dict]:
