@@ -28,6 +28,7 @@ from .sources import claims, code_cells, pages
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "_build" / "audit"
 TABLE = ROOT / "book" / "data" / "audit" / "claims.csv"
+SECONDS = TABLE.with_name("seconds.csv")
 
 # What differs from a plain build on one thread. On MKL's side the two last follow its own names.
 BUILDS = {f"seed-{seed}": {"BNMLP_SEED": str(seed)} for seed in range(9)} | {
@@ -260,10 +261,14 @@ def write_table() -> None:
 
     from bnmlp.claims import within
 
-    rows = []
+    rows, seconds = [], []
     for page in pages(ROOT):
         if not code_cells(page):
             continue
+        plain = result_path("seed-0", page)
+        if plain.exists():
+            took = json.loads(plain.read_text())["seconds"]
+            seconds.append((page.relative_to(ROOT).with_suffix("").as_posix(), took))
         said = {claim.id: claim.fields for claim in claims(page)}
         found: dict[str, dict[str, dict]] = {}
         for build in BUILDS:
@@ -294,10 +299,19 @@ def write_table() -> None:
         "# deviation of its value; distance of the median from the nearest bound in deviations\n"
         f"# command: make audit; {platform.machine()}, torch {version('torch')}\n"
     )
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    part = TABLE.with_suffix(f".{os.getpid()}")
-    part.write_text(about + table.to_csv(index=False, float_format="%.4g"), encoding="utf8")
-    part.replace(TABLE)
+    _replace(TABLE, about + table.to_csv(index=False, float_format="%.4g"))
+    lines = "".join(f"{name},{took:.1f}\n" for name, took in seconds)
+    _replace(
+        SECONDS,
+        "# What a first build expects each page to take, on one thread\npage,seconds\n" + lines,
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(text, encoding="utf8")
+    part.replace(path)
 
 
 def weak_claims(chapters: set[str]) -> tuple[int, str]:
