@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -33,31 +34,45 @@ class ClaimCount(ClaimsDirective):
 
     def run(self) -> list[nodes.Node]:
         """Write it."""
-        claims = self.claims()
-        everything = [claim for here in claims.values() for claim in here]
-        broken = [
-            (p, c) for p, here in claims.items() for c in here if c["judged"] and not c["holds"]
-        ]
+        claims = [(page, claim) for page, here in self.claims().items() for claim in here]
+        judged = [(page, claim) for page, claim in claims if claim["judged"]]
+        broken = [(page, claim) for page, claim in judged if not claim["holds"]]
         failed = [n for n, result in results(self.env).items() if result.state == "failed"]
-        text = f"This copy measures {len(everything)} claims. "
-        if not any(claim["judged"] for claim in everything):
-            text += "They are not judged at smoke scale."
-        elif not broken and not failed:
-            text += "All of them hold in this build."
+        found = nodes.paragraph("", f"This copy makes {len(claims)} claims. ")
+        if not judged:
+            found += nodes.Text("They are not judged at smoke scale.")
         else:
-            text += f"{len(everything) - len(broken)} hold in this build."
-        if broken:
-            shown = ", ".join(f"[{c['name']}](/{page}.md#claim-{c['name']})" for page, c in broken)
-            text += f" Not in this build: {shown}."
-        if failed:
-            shown = ", ".join(f"[](/{name}.md)" for name in failed)
-            text += f" A cell failed on: {shown}."
-        if audited := audit(audit_path(Path(self.env.srcdir))):
-            always = sum(row["held"] == row["builds"] for row in audited.values())
-            builds = max(int(row["builds"]) for row in audited.values())
-            text += f" In the audit {always} of {len(audited)} hold in each of {builds} builds"
-            text += " (other seeds, threads, instruction sets)."
-        return self.parse_text_to_nodes(text)
+            which = "All" if not broken else str(len(judged) - len(broken))
+            found += nodes.Text(f"{which} of them hold in this build.")
+        for word, links in (
+            ("Not in this build:", [link(self, p, c["name"], c["name"]) for p, c in broken]),
+            ("A cell failed on:", [link(self, name, "", name) for name in failed]),
+        ):
+            for number, each in enumerate(links):
+                found += [nodes.Text(", " if number else f" {word} "), each]
+            found += nodes.Text("." if links else "")
+        found += nodes.Text(self.of_the_audit())
+        return [found]
+
+    def of_the_audit(self) -> str:
+        """How many claims always hold; nothing without a table."""
+        audited = audit(audit_path(Path(self.env.srcdir)))
+        if not audited:
+            return ""
+        always = sum(row["held"] == row["builds"] for row in audited.values())
+        builds = [int(row["builds"]) for row in audited.values()]
+        number = str(max(builds)) if min(builds) == max(builds) else f"up to {max(builds)}"
+        return (
+            f" In the audit, {number} builds with other seeds, threads, instruction sets or "
+            f"rounding, {always} of {len(audited)} hold every time."
+        )
+
+
+def link(directive: SphinxDirective, page: str, claim: str, text: str) -> nodes.reference:
+    """A link to a claim's box, or to a page."""
+    address = directive.env.app.builder.get_relative_uri(directive.env.docname, page)
+    address += f"#claim-{claim}" if claim else ""
+    return nodes.reference("", text, internal=True, refuri=address)
 
 
 class Scoreboard(ClaimsDirective):
@@ -69,37 +84,37 @@ class Scoreboard(ClaimsDirective):
         found = []
         for page, here in self.claims().items():
             found += self.parse_text_to_nodes(f"**[](/{page}.md)**")
-            found.append(table(page, here, audited))
+            found.append(self.table(page, here, audited))
         return found
 
-
-def table(page: str, claims: list[dict], audited: dict[str, dict[str, str]]) -> nodes.table:
-    """The claims of one page."""
-    group = nodes.tgroup(cols=len(COLUMNS))
-    group += [nodes.colspec(colwidth=1) for _ in COLUMNS]
-    head, body = nodes.thead(), nodes.tbody()
-    head += row(COLUMNS)
-    for claim in claims:
-        outcome = "—"
-        if claim["judged"]:
-            outcome = "holds" if claim["holds"] else "does not hold"
-        source = claim["source"] + (f"; reported {claim['reported']}" if claim["reported"] else "")
-        body += row(
-            [
-                claim["statement"], claim["measured"], outcome, audited_text(claim, audited),
-                claim["verdict"], claim["bounds"], source,
-            ],
-            classes=[] if claim["holds"] or not claim["judged"] else ["claim-row-fails"],
-        )  # fmt: skip
-    group += [head, body]
-    return nodes.table("", group, classes=["scoreboard"])
+    def table(self, page: str, claims: list[dict], audited: dict[str, dict]) -> nodes.table:
+        """The claims of one page."""
+        group = nodes.tgroup(cols=len(COLUMNS))
+        group += [nodes.colspec(colwidth=1) for _ in COLUMNS]
+        head, body = nodes.thead(), nodes.tbody()
+        head += row(COLUMNS)
+        for claim in claims:
+            outcome = "—"
+            if claim["judged"]:
+                outcome = "holds" if claim["holds"] else "does not hold"
+            reported = f"; reported {claim['reported']}" if claim["reported"] else ""
+            cells = (
+                link(self, page, claim["name"], claim["statement"]), claim["measured"], outcome,
+                audited_text(claim, audited), claim["verdict"], claim["bounds"],
+                claim["source"] + reported,
+            )  # fmt: skip
+            body += row(cells, fails=claim["judged"] and not claim["holds"])
+        group += [head, body]
+        return nodes.table("", group, classes=["scoreboard"])
 
 
-def row(cells: list[str], classes: list[str] = ()) -> nodes.row:
-    """A row of plain texts."""
-    return nodes.row(
-        "", *(nodes.entry("", nodes.paragraph("", cell)) for cell in cells), classes=[*classes]
-    )
+def row(cells: Sequence[str | nodes.Node], fails: bool = False) -> nodes.row:
+    """A row of texts and links."""
+    found = nodes.row("", classes=["claim-row-fails"] if fails else [])
+    for cell in cells:
+        content = nodes.Text(cell) if isinstance(cell, str) else cell
+        found += nodes.entry("", nodes.paragraph("", "", content))
+    return found
 
 
 def audited_text(claim: dict, audited: dict[str, dict[str, str]]) -> str:
