@@ -112,11 +112,12 @@ def run_build(
         environment: Variables set for the build.
         edit: File of the package, a text in it, and another in its place.
     """
-    todo = {
-        slug: str(result_path(name, page))
-        for slug, page in sorted(chapters.items(), key=lambda item: -expected_seconds(item[1]))
-        if not result_path(name, page).exists()
-    }
+    todo = {}
+    for slug, page in sorted(chapters.items(), key=lambda item: -expected_seconds(item[1])):
+        changed = page.stat().st_mtime_ns  # as it is now; the worker runs no later version
+        path = result_path(name, page)
+        if not path.exists():
+            todo[slug] = str(path), changed
     if not todo:
         return
     variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "BNMLP_SEED": "0", **environment}
@@ -127,7 +128,7 @@ def run_build(
         search = os.pathsep.join([*path, str(Path(__file__).parents[1])])
         # -P: the folder at hand, with the package as it is, must not come before the copy.
         command = [sys.executable, "-P", "-m", "bnmlp_book.audit", "--jobs", str(jobs), "--worker"]
-        jobs_of_worker = [[str(chapters[slug]), result] for slug, result in todo.items()]
+        jobs_of_worker = [[str(chapters[slug]), *found] for slug, found in todo.items()]
         print(f"{name}: {len(todo)} chapters", flush=True)
         subprocess.run(
             [*command, json.dumps(jobs_of_worker)],
@@ -156,7 +157,7 @@ def edited_package(edit: tuple[str, str, str] | None) -> Iterable[list[str]]:
         yield [folder]
 
 
-def work(jobs: list[list[str]], at_a_time: int) -> None:
+def work(jobs: list[tuple[str, str, int]], at_a_time: int) -> None:
     """Run chapters in children of this process, which has the libraries already."""
     import matplotlib.pyplot  # noqa: F401
     import matplotlib_inline.backend_inline
@@ -166,12 +167,12 @@ def work(jobs: list[list[str]], at_a_time: int) -> None:
 
     matplotlib_inline.backend_inline.set_matplotlib_formats = lambda *_, **__: None
     running: dict[int, tuple[str, float]] = {}
-    for number, (page, result) in enumerate(jobs, 1):
+    for number, (page, result, changed) in enumerate(jobs, 1):
         if len(running) == at_a_time:
             _wait(running)
         child = os.fork()
         if child == 0:
-            _run(Path(page), Path(result))
+            _run(Path(page), Path(result), changed)
             os._exit(0)
         running[child] = f"[{number}/{len(jobs)}] {Path(page).stem}", time.monotonic()
     while running:
@@ -184,8 +185,12 @@ def _wait(running: dict[int, tuple[str, float]]) -> None:
     print(f"  {name} {time.monotonic() - start:.1f} s" + (" FAILED" if status else ""), flush=True)
 
 
-def _run(page: Path, result: Path) -> None:
+def _run(page: Path, result: Path, changed: int) -> None:
     """Run the cells of a page in one namespace and store its claims, or the traceback."""
+    cells = code_cells(page)
+    if page.stat().st_mtime_ns != changed:
+        print(f"{page.stem} has changed meanwhile, left for the next call", file=sys.stderr)
+        os._exit(1)
     import matplotlib.pyplot as plt
 
     import bnmlp.claims
@@ -194,7 +199,7 @@ def _run(page: Path, result: Path) -> None:
     bnmlp.claims._show = records.append
     start = time.process_time()  # of the processor: other work on the machine does not count
     os.chdir(page.parent)
-    for number, cell in enumerate(code_cells(page), 1):
+    for number, cell in enumerate(cells, 1):
         begun = time.process_time()
         try:
             with (
@@ -272,7 +277,7 @@ def write_table() -> None:
         said = {claim.id: claim.fields for claim in claims(page)}
         found: dict[str, dict[str, dict]] = {}
         for build in BUILDS:
-            path = result_path(build, page)
+            path = RESULTS / build / plain.name
             if path.exists():
                 for record in json.loads(path.read_text())["claims"]:
                     found.setdefault(record["name"], {})[build] = record

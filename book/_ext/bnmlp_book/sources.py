@@ -1,8 +1,8 @@
 """Read the sources of the book: its pages in order, their code cells, and the claims in them."""
 
 import ast
+import math
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,10 +57,13 @@ def _calls_of_claim(source: str) -> list[ast.Call]:
 
 
 def _literals(call: ast.Call) -> dict[str, object]:
+    """Arguments that are literals, or arithmetic with them as ``1 / 3`` or ``math.log(2)``."""
     found = {}
     for keyword in call.keywords:
-        with suppress(ValueError):
-            found[keyword.arg] = ast.literal_eval(keyword.value)
+        names = {node.id for node in ast.walk(keyword.value) if isinstance(node, ast.Name)}
+        if names <= {"math"}:
+            code = compile(ast.Expression(keyword.value), "claim", "eval")
+            found[keyword.arg] = eval(code, {"math": math, "__builtins__": {}})
     return found
 
 
