@@ -23,6 +23,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("builder-inited", report.begin)
     app.connect("env-before-read-docs", execution.execute_ahead)
     app.connect("source-read", execution.use_cache)
+    app.connect("env-updated", execution.write_in_parallel)
     app.connect("doctree-read", pages.note_numbers_from_elsewhere)
     app.connect("doctree-read", pages.share_description)
     app.connect("env-get-outdated", pages.outdated, priority=900)

@@ -56,10 +56,14 @@ def jobs() -> int:
 
 
 def share_cores(app: Sphinx, config) -> None:
-    """Give each kernel its part of the cores, for which kernels must not compete, and pages too."""
-    app.parallel = max(app.parallel, jobs())
+    """Give each kernel its part of the cores: competing for them makes kernels far slower."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+
+
+def write_in_parallel(app: Sphinx, env) -> None:
+    """Write pages on all cores; read in parallel they would lose the labels of their figures."""
+    app.parallel = max(app.parallel, jobs())
 
 
 def results(env) -> dict[str, Result]:
