@@ -92,6 +92,8 @@ def book(tmp_path_factory):
     assert "3 executed, 0 from cache" in build[1]
     assert "Claims: 1 of 1 hold in this build" in build[1]
     assert "TCP" not in build[1]
+    assert "rises from left to right" in (book.root / "_build/html/book/other.html").read_text()
+    assert book.strict() == (0, book.strict()[1])
     return book
 
 

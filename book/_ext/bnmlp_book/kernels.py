@@ -14,7 +14,8 @@ import sys
 
 from jupyter_client import AsyncKernelManager
 
-LIBRARIES = ("matplotlib_inline.backend_inline", "matplotlib.pyplot", "pandas", "myst_nb", "bnmlp")
+# Not matplotlib's inline backend, which looks for its kernel when it is imported.
+LIBRARIES = ("matplotlib.pyplot", "pandas", "myst_nb", "bnmlp")
 
 
 class Nursery:
@@ -109,6 +110,7 @@ def serve() -> None:
     """Import the libraries, then fork a kernel for each line of standard input."""
     from ipykernel import kernelapp
 
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as kernels do, later
     for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
