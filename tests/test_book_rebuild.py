@@ -64,7 +64,7 @@ class Book:
         path = self.root / name
         text = path.read_text()
         assert old in text
-        path.write_text(text.replace(old, new))
+        path.write_text(text.replace(old, new, 1))
 
     def answer(self) -> int:
         """The number on the chapter's page, which the landing page repeats."""
