@@ -62,7 +62,7 @@ def share_cores(app: Sphinx, config) -> None:
 
 
 def write_in_parallel(app: Sphinx, env) -> None:
-    """Write pages on all cores; read in parallel they would lose the labels of their figures."""
+    """Write pages on all cores, after they have been read one by one."""
     app.parallel = max(app.parallel, jobs())
 
 
