@@ -93,7 +93,15 @@ def main() -> None:
     write_table()
     weak, text = weak_claims(set(chapters))
     print(text)
-    sys.exit(1 if weak else 0)
+    left = [
+        f"{slug} in {name}"
+        for slug, page in chapters.items()
+        for name in options.builds
+        if not options.table_only and not result_path(name, page).exists()
+    ]
+    if left:
+        print(f"without a result: {', '.join(left)}", file=sys.stderr)
+    sys.exit(1 if weak or left else 0)
 
 
 def run_build(
@@ -212,14 +220,15 @@ def _run(page: Path, result: Path, changed: int) -> None:
             break
         plt.close("all")
         seconds.append(round(time.process_time() - begun, 2))
-    found = {"seconds": time.process_time() - start, "error": error, "claims": records}
+    if error:  # no result: the next call tries again
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
+    found = {"seconds": time.process_time() - start, "claims": records}
     found["cells"] = seconds
     result.parent.mkdir(parents=True, exist_ok=True)
     part = result.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(found))
     part.replace(result)
-    if error:
-        print(error, file=sys.stderr, flush=True)
 
 
 _PACKAGE = Package(ROOT / "bnmlp")
