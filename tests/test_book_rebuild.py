@@ -144,6 +144,7 @@ def test_editing_a_function_executes_the_chapters_that_use_it(book):
     assert book.answer() == before + 3
     book.edit("bnmlp/product.py", "6 * 7", "6 * 8")
     assert executed(book.make()) == ["other"]
+    assert "48" in book.text("book/other")
     book.edit("bnmlp/product.py", "The product that", "What")
     assert executed(book.make()) == [], "a docstring decides no result"
 

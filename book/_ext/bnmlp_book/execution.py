@@ -259,6 +259,9 @@ async def execute(notebook: NotebookNode, folder: Path, timeout: int) -> str:
             kernel_manager_class=WarmKernelManager,
             record_timing=False,  # cells with times would match no cells without
             timeout=timeout,
+            # Outputs come through another socket: on a busy machine they may be seconds late.
+            iopub_timeout=timeout,
+            raise_on_iopub_timeout=True,
             resources={"metadata": {"path": str(folder)}},
             config=Config({"KernelManager": local}),
         )
