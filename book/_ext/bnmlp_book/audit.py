@@ -133,7 +133,7 @@ def run_build(
         variables["OPENBLAS_CORETYPE"] = os.environ.get("OPENBLAS_CORETYPE", "")
     variables = {key: value for key, value in variables.items() if value}
     with edited_package(edit) as path:
-        search = os.pathsep.join([*path, str(Path(__file__).parents[1])])
+        search = os.pathsep.join([*path, str(Path(__file__).parents[1]), str(ROOT)])
         # -P: the folder at hand, with the package as it is, must not come before the copy.
         command = [sys.executable, "-P", "-m", "bnmlp_book.audit", "--jobs", str(jobs), "--worker"]
         jobs_of_worker = [[str(chapters[slug]), *found] for slug, found in todo.items()]
