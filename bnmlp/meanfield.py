@@ -10,6 +10,8 @@ from torch import Tensor
 from bnmlp.activations import ACTIVATIONS, gain_schedule
 
 Activation = str | Callable[[Tensor], Tensor]
+SHORT = 1e-60  # a mean square that float64 does not tell from zero, with both signs of its root
+NEAR_CRITICAL = 1e-5  # 1 - c*, below which its expansion is closer than quadrature
 
 
 def gaussian_mean(function: Callable[[Tensor], Tensor], variance: float = 1.0) -> float:
@@ -166,7 +168,8 @@ def chi(activation: Activation, q: float, weight_variance: float, order: int = 1
 
     Args:
         activation: As in :func:`length_map`. The mean does not see the jump of a derivative.
-        q: Mean squared pre-activation.
+        q: Mean squared pre-activation. Zero stands for the limit of short vectors, half of which
+            lie on either side of a kink.
         weight_variance: :math:`\sigma_w^2`.
         order: :math:`k`.
 
@@ -175,33 +178,40 @@ def chi(activation: Activation, q: float, weight_variance: float, order: int = 1
     """
     check_variances(weight_variance, 0.0)
     slope = derivative(elementwise(activation), order)
+    if order == 1:
+        q = max(q, SHORT)
     return weight_variance * gaussian_mean(lambda x: slope(x).square(), q)
 
 
 def critical_weight_variance(activation: Activation, bias_variance: float = 0.0) -> float:
     r"""The :math:`\sigma_w^2` between order and chaos: :math:`\chi_1 = 1` at :math:`q^*`.
 
-    Smooth saturating activations only, as tanh :cite:p:`schoenholz2017deep`.
+    For activations that saturate, as tanh :cite:p:`schoenholz2017deep`. Where
+    :math:`\varphi(0) = 0` and there are no biases, :math:`q^* = 0` and a kink at zero counts with
+    its slopes on either side: :math:`\sigma_w^2 = 2/(\varphi'(0^-)^2 + \varphi'(0^+)^2)`. Of ReLU
+    and leaky ReLU every length is critical there.
+
+    Args:
+        activation: :math:`\varphi`, as in :func:`length_map`.
+        bias_variance: :math:`\sigma_b^2`.
+
+    Returns:
+        The critical :math:`\sigma_w^2`.
 
     Raises:
         ValueError: If no length between 1e-12 and 1e6 is critical, the activation is unknown or,
-            without biases, not smooth at zero, or the variance is negative or not finite.
+            without biases, has no slopes at zero or none but zeros, or the variance is negative or
+            not finite.
     """
     phi = elementwise(activation)
     check_variances(0.0, bias_variance)
+    if length_map(phi, 0.0, 1.0, bias_variance) == 0:
+        return 1 / _chi_of_short_vectors(phi, activation)
 
     def excess(log_q: float) -> float:
         q = math.exp(log_q)
         return q - length_map(phi, q, 1 / chi(phi, q, 1.0)) - bias_variance
 
-    if bias_variance == 0:
-        at_zero = chi(phi, 0.0, 1.0)
-        if at_zero == 0 or not math.isclose(at_zero, chi(phi, 1e-12, 1.0), rel_tol=1e-6):
-            raise ValueError(
-                f"critical_weight_variance: {activation!r} is not smooth at zero, or flat there; "
-                "of ReLU every length is critical at weight variance 2"
-            )
-        return 1 / at_zero
     low, high = math.log(1e-12), math.log(1e6)
     if excess(low) * excess(high) > 0:
         raise ValueError(
@@ -210,6 +220,17 @@ def critical_weight_variance(activation: Activation, bias_variance: float = 0.0)
         )
     q = math.exp(brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
     return 1 / chi(phi, q, 1.0)
+
+
+def _chi_of_short_vectors(phi: Callable[[Tensor], Tensor], activation: Activation) -> float:
+    r"""Limit of :math:`\E\varphi'(\sqrt q\,z)^2` for :math:`q\to0`, if there is one."""
+    limit, near = chi(phi, 0.0, 1.0), chi(phi, 1e-50, 1.0)
+    if not (limit > 0 and math.isclose(limit, near, rel_tol=1e-6)):
+        raise ValueError(
+            f"critical_weight_variance: {activation!r} has no slopes at zero, or is flat there; "
+            "give an activation that has some, or biases a variance"
+        )
+    return limit
 
 
 def gaussian_product(function: Callable[[Tensor], Tensor], q: float, c: float) -> float:
@@ -274,7 +295,10 @@ def fixed_correlation(
 ) -> float:
     r"""Stable fixed point :math:`c^*` of :func:`correlation_map` at :math:`q^*`: 1 when ordered.
 
-    For smooth saturating activations. Also 1 where rounding cannot tell it from the critical point.
+    For smooth saturating activations. Without biases that of an odd activation in chaos is zero:
+    the map is a power series in :math:`c` with positive coefficients, and fixes 0 and 1. Just above
+    the critical point, where :math:`1-c^*<10^{-5}` drowns in rounding, to first order in
+    :math:`\chi_1-1`; 1 where that is zero to rounding.
 
     Raises:
         ValueError: As :func:`fixed_length` and :func:`correlation_map`.
@@ -282,6 +306,10 @@ def fixed_correlation(
     q = fixed_length(activation, weight_variance, bias_variance)
     if q == 0 or chi(activation, q, weight_variance) <= 1:
         return 1.0
+    if bias_variance == 0 and gaussian_mean(elementwise(activation), q) == 0:
+        return 0.0
+    if (distance := _distance_above_critical(activation, q, weight_variance)) < NEAR_CRITICAL:
+        return 1 - distance
 
     def excess(c: float) -> float:
         return correlation_map(activation, c, q, weight_variance, bias_variance) - c
@@ -297,6 +325,17 @@ def fixed_correlation(
     return brentq(excess, 0.0 if bias_variance else 1e-9, top, xtol=1e-13)
 
 
+def _distance_above_critical(activation: Activation, q: float, weight_variance: float) -> float:
+    r""":math:`1-c^*` to first order in :math:`\chi_1-1`, infinite for piecewise linear functions.
+
+    Near one the correlation map is
+    :math:`1 - \chi_1(1-c) + \frac12 q^*\chi_2(1-c)^2`, so :math:`1-c^* = 2(\chi_1-1)/(q^*\chi_2)`,
+    where its slope is :math:`2-\chi_1`.
+    """
+    bend = q * chi(activation, q, weight_variance, order=2)
+    return 2 * (chi(activation, q, weight_variance) - 1) / bend if bend else math.inf
+
+
 def depth_scales(
     activation: Activation, weight_variance: float, bias_variance: float = 0.0
 ) -> tuple[float, float]:
@@ -304,11 +343,11 @@ def depth_scales(
 
     :math:`\xi_q^{-1} = -\log(\chi_1 + \sigma_w^2\,\E\varphi''\varphi)` and
     :math:`\xi_c^{-1} = -\log(\sigma_w^2\,\E\varphi'(u_1)\varphi'(u_2))` at :math:`c^*`
-    :cite:p:`schoenholz2017deep`; the latter diverges at the critical point. For smooth saturating
-    activations.
+    :cite:p:`schoenholz2017deep`; the latter diverges at the critical point as
+    :math:`1/|\chi_1-1|`. For smooth saturating activations.
 
     Returns:
-        :math:`\xi_q` and :math:`\xi_c` in layers.
+        :math:`\xi_q` and :math:`\xi_c` in layers; infinite where rounding leaves no decay.
 
     Raises:
         ValueError: As :func:`fixed_length` and :func:`correlation_map`.
@@ -320,7 +359,9 @@ def depth_scales(
     slope_c = chi(phi, q, weight_variance)
     bend = weight_variance * gaussian_mean(lambda x: second(x) * phi(x), q)
     slope_q = slope_c + bend
-    if c < 1:
+    if slope_c > 1 and _distance_above_critical(phi, q, weight_variance) < NEAR_CRITICAL:
+        slope_c = 2 - slope_c
+    elif c < 1:
         slope_c = weight_variance * gaussian_product(first, q, c)
     return decay_length(slope_q), decay_length(slope_c)
 

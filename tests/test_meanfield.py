@@ -70,8 +70,9 @@ def test_relu_explodes_with_batch_but_not_with_layer_normalisation():
         (lambda: fixed_length("relu", 2.0, 0.1), "without bound"),
         (lambda: fixed_length("tanh", 2.0, -0.1), "bias variance"),
         (lambda: critical_weight_variance("relu", 0.1), "no critical point"),
-        (lambda: critical_weight_variance("relu"), "not smooth at zero"),
-        (lambda: critical_weight_variance("leaky_relu"), "not smooth at zero"),
+        (lambda: critical_weight_variance(torch.square), "no slopes at zero, or is flat"),
+        (lambda: critical_weight_variance(lambda x: x.abs().sqrt()), "no slopes at zero"),
+        (lambda: critical_weight_variance(torch.nn.functional.softplus), "no critical point"),
         (lambda: gaussian_product(torch.tanh, 1.0, 1.1), "needs"),
         (lambda: correlation_map("relu", 1.1, 1.0, 2.0), "a correlation"),
         (lambda: correlation_map("tanh", 0.5, 0.0, 1.0), "needs q > 0"),
@@ -190,12 +191,66 @@ def test_correlations_forget_slowest_at_the_critical_point():
     assert at > near > far
 
 
-@pytest.mark.parametrize("above", [1e-8, 1e-10, 1e-12, 1e-14])
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ("relu", 2.0),
+        ("leaky_relu", 2 / (1 + 0.01**2)),
+        ("selu", 2 / (1.0507009873554805**2 * (1 + 1.6732632423543772**2))),
+        (torch.nn.functional.elu, 1.0),
+        (torch.nn.functional.softsign, 1.0),
+    ],
+)
+def test_a_kink_at_zero_counts_with_both_slopes(activation, expected):
+    critical = critical_weight_variance(activation)
+    assert critical == pytest.approx(expected, rel=1e-14)
+    assert chi(activation, 1e-12, critical) == pytest.approx(1, abs=1e-5)
+
+
+def test_vectors_of_length_zero_see_both_slopes_of_a_kink():
+    assert chi("relu", 0.0, 3.0) == pytest.approx(1.5, rel=1e-14)
+    assert depth_scales("relu", 1.0)[1] == pytest.approx(1 / math.log(2), rel=1e-12)
+    assert chi("tanh", 0.0, 3.0) == pytest.approx(3, rel=1e-14)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_every_length_of_a_piecewise_linear_activation_is_critical(activation):
+    critical = critical_weight_variance(activation)
+    for q in (1e-6, 1.0, 1e3):
+        assert length_map(activation, q, critical) == pytest.approx(q, rel=1e-12)
+        assert chi(activation, q, critical) == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize(("activation", "bias"), [("selu", 0.1), (torch.sigmoid, 0.0)])
+def test_critical_points_away_from_zero_are_fixed_and_neither_grow_nor_decay(activation, bias):
+    critical = critical_weight_variance(activation, bias)
+    q = fixed_length(activation, critical, bias)
+    assert q > 0.01
+    assert chi(activation, q, critical) == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("above", [1e-4, 1e-6, 1e-8, 1e-10, 1e-12])
 @pytest.mark.parametrize("bias", [0.0025, 0.05, 0.3])
 def test_just_above_the_critical_point_rounding_costs_no_answer(bias, above):
-    weight = critical_weight_variance("tanh", bias) * (1 + above)
-    assert fixed_correlation("tanh", weight, bias) == pytest.approx(1, abs=1e-6)
-    assert depth_scales("tanh", weight, bias)[1] > 1e6
+    critical = critical_weight_variance("tanh", bias)
+    clear, near = (
+        (
+            (1 - fixed_correlation("tanh", weight, bias)) / (chi("tanh", q, weight) - 1),
+            depth_scales("tanh", weight, bias)[1] * (chi("tanh", q, weight) - 1),
+        )
+        for weight in (critical * (1 + 1e-3), critical * (1 + above))
+        for q in [fixed_length("tanh", weight, bias)]
+    )
+    assert near == pytest.approx(clear, rel=5e-3)  # both are proportional to the distance
+    assert near[1] == pytest.approx(1, rel=2e-3)
+
+
+@pytest.mark.parametrize("above", [1e-2, 1e-5])
+def test_without_biases_odd_chaos_makes_inputs_orthogonal_at_the_rate_of_its_linear_part(above):
+    q = fixed_length("tanh", 1 + above)
+    assert fixed_correlation("tanh", 1 + above) == 0
+    slope = (1 + above) * gaussian_mean(lambda x: 1 - x.tanh().square(), q) ** 2
+    assert depth_scales("tanh", 1 + above)[1] == pytest.approx(-1 / math.log(slope), rel=1e-4)
 
 
 def test_a_wide_network_follows_length_correlation_and_gradient():
