@@ -13,6 +13,10 @@ from bnmlp.model import BNMLP
 SPARE = 2**29  # bytes for buffers that save computing representations twice
 
 
+class NotFiniteError(ValueError):
+    """A gradient leaves the range of the type it is computed in."""
+
+
 def gradient_norms(model: BNMLP, x: Tensor, y: Tensor, *, log: bool = False) -> Tensor:
     r"""Frobenius norms of the gradients of the mean cross entropy for every weight matrix.
 
@@ -175,7 +179,7 @@ def _checked(logs: Tensor, log: bool) -> Tensor:
     norms = logs if log else logs.exp()
     wrong = norms.isnan() | norms.isposinf()  # minus infinity is the logarithm of zero
     if wrong.any():
-        raise ValueError(
+        raise NotFiniteError(
             f"gradient_norms: {int(wrong.sum())} of {norms.numel()} norms are not finite; if the "
             "samples are, use dtype=torch.float64, and log=True where that overflows too"
         )
