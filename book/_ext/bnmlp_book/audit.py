@@ -65,7 +65,7 @@ ROUNDING = (
 
 def main() -> None:
     """Run the builds that are missing, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="chapters at a time")
     parser.add_argument("--builds", nargs="*", default=list(BUILDS), choices=list(BUILDS))
     parser.add_argument("--chapters", nargs="*", help="slugs; all if omitted")
