@@ -78,5 +78,15 @@ def default_device(dtype: torch.dtype | None = None) -> torch.device:
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
-    """Folder of the datasets: ``root``, else ``BNMLP_DATA``, else ``~/.cache/bnmlp``."""
-    return Path(root or os.environ.get("BNMLP_DATA") or "~/.cache/bnmlp").expanduser()
+    """Folder of the datasets: ``root``, else ``BNMLP_DATA``, else ``~/.cache/bnmlp``.
+
+    Raises:
+        FileNotFoundError: If the folder lies in a home that this user does not have.
+    """
+    folder = Path(root or os.environ.get("BNMLP_DATA") or "~/.cache/bnmlp")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"no home folder is known for {folder}; set BNMLP_DATA, or pass root="
+        ) from error
