@@ -27,7 +27,7 @@ def gain_schedule(depth: int, gain: float = 1.0, exponent: float = 0.0) -> Tenso
         exponent: :math:`e`; zero gives every layer the same gain.
 
     Returns:
-        Gains, float64. Shape ``(depth,)``.
+        Gains on the CPU, float64. Shape ``(depth,)``.
 
     Raises:
         ValueError: If ``gain`` is not positive or ``exponent`` is not finite.
@@ -36,7 +36,8 @@ def gain_schedule(depth: int, gain: float = 1.0, exponent: float = 0.0) -> Tenso
         raise ValueError(f"gain must be a finite number > 0, got {gain}")
     if not math.isfinite(exponent):
         raise ValueError(f"gain_exponent must be finite, got {exponent}")
-    return gain * torch.arange(1, depth + 1, dtype=torch.float64) ** -exponent
+    layers = torch.arange(1, depth + 1, dtype=torch.float64, device="cpu")
+    return gain * layers**-exponent
 
 
 def activation_parts(activation: str | Sequence[str]) -> list[tuple[slice, str]]:

@@ -7,6 +7,7 @@ their place.
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,10 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from bnmlp.configuration import QUANTITIES
+from bnmlp.engine import class_labels
 from bnmlp.model import BNMLP
+from bnmlp.modes import autocast_devices, outside_modes
+from bnmlp.precision import float64
 from bnmlp.seeds import seed_of
 
 with warnings.catch_warnings():
@@ -29,21 +33,60 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 class _Logits(nn.Module):
-    """One network as an ordinary module, the averages of a BNMLP untouched."""
+    """One network as an ordinary module, whose averages and other buffers stay as they are."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        if isinstance(model, BNMLP) and model.replicas != 1:
-            raise ValueError(
-                f"curvature is measured one network at a time, got {model.replicas}; "
-                "use bnmlp.replicas.subset(model, [r])"
-            )
+        _refuse_several(model)
         self.network = model
 
     def forward(self, x: Tensor) -> Tensor:
+        if autocast_devices():
+            raise ValueError(
+                "torch.autocast would round products of the Hessian to three digits; multiply "
+                "outside, or inside torch.autocast(..., enabled=False)"
+            )
         if isinstance(self.network, BNMLP):
             return self.network.logits(x)[0]
-        return self.network(x)
+        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        logits = torch.func.functional_call(self.network, buffers, (x,))
+        if logits.ndim == 3 and len(logits) == 1:  # R = 1
+            logits = logits[0]
+        if logits.ndim != 2 or len(logits) != len(x):
+            raise ValueError(
+                f"curvature is measured for logits of shape ({len(x)}, classes), got "
+                f"{tuple(logits.shape)}; wrap the network in a module that returns these"
+            )
+        return logits
+
+
+def _refuse_several(model: nn.Module) -> None:
+    replicas = getattr(model, "replicas", 1)
+    if replicas != 1:
+        raise ValueError(
+            f"curvature is measured one network at a time, got {replicas}; take one with "
+            "bnmlp.replicas.subset(model, [r]) from a BNMLP, build others with replicas=1"
+        )
+
+
+@torch.no_grad()
+def _sound(model: nn.Module, batches: Batches) -> Batches:
+    """The batches with labels of int64, if they and the network fit a measurement."""
+    _check_sizes(batches)
+    module, x = _Logits(model), batches[0][0]
+    with _kept_randomness(x.device):
+        logits, again = module(x), module(x)
+    if (logits - again).abs().max() > 1e-3 * logits.abs().max():
+        raise ValueError(
+            "the network computes something else at each call, so it has no one Hessian; "
+            "if it has dropout, call .eval() on those layers first"
+        )
+    return [(x, class_labels(y, 1, len(x), logits.shape[1], x.device)[0]) for x, y in batches]
+
+
+def _kept_randomness(device: torch.device) -> AbstractContextManager:
+    """Leave PyTorch's global random numbers where they are."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def hessian(model: nn.Module, batches: Batches) -> HessianLinearOperator:
@@ -51,14 +94,16 @@ def hessian(model: nn.Module, batches: Batches) -> HessianLinearOperator:
 
     Args:
         model: Maps samples to logits, or a :class:`bnmlp.BNMLP` of one replica. Batch normalisation
-            takes the statistics of each batch in training mode; only a BNMLP keeps its averages.
+            takes the statistics of each batch in training mode; running averages do not move.
         batches: Samples and labels, each of the same number; the same at every call.
 
     Returns:
-        Symmetric operator on the flattened parameters, in the order of ``model.parameters()``.
+        Symmetric operator on the flattened parameters, frozen ones included, in the order of
+        ``model.parameters()``.
 
     Raises:
-        ValueError: If the model has several replicas or batches differ in size.
+        ValueError: If the model has several replicas or computes something else at each call, as
+            dropout does, or if batches differ in size or labels do not fit.
     """
     return _operator(HessianLinearOperator, model, batches)
 
@@ -68,13 +113,13 @@ def gauss_newton(model: nn.Module, batches: Batches) -> GGNLinearOperator:
     return _operator(GGNLinearOperator, model, batches)
 
 
+@outside_modes
 def _operator(kind: type, model: nn.Module, batches: Batches) -> HessianLinearOperator:
-    module = _Logits(model)
-    _check_sizes(batches)
+    batches, module = _sound(model, batches), _Logits(model)
     # The library's own check of determinism costs several products and takes rounding in float32
     # for noise; ours is a test.
     return kind(
-        module, nn.CrossEntropyLoss(), list(module.parameters()), list(batches),
+        module, nn.CrossEntropyLoss(), list(module.parameters()), batches,
         check_deterministic=False, num_data=sum(len(x) for x, _ in batches),
     )  # fmt: skip
 
@@ -85,6 +130,7 @@ def _check_sizes(batches: Batches) -> None:
         raise ValueError(f"batches must have one size, got {sorted(sizes)}")
 
 
+@outside_modes
 def spectrum_ends(
     operator: HessianLinearOperator, largest: int = 5, smallest: int = 2, tolerance: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
@@ -98,7 +144,7 @@ def spectrum_ends(
 
     Returns:
         Eigenvalues, descending, float64, shape ``(largest + smallest,)``; eigenvectors, shape
-        ``(P, largest + smallest)``.
+        ``(P, largest + smallest)``. Both on the CPU.
     """
     return _ends(operator.to_scipy(), largest, smallest, tolerance)
 
@@ -115,7 +161,8 @@ def _ends(
     values = np.concatenate([v for v, _ in ends])
     vectors = np.concatenate([v for _, v in ends], axis=1)
     order = np.argsort(-values)
-    return torch.tensor(values[order], dtype=torch.float64), torch.tensor(vectors[:, order])
+    ends = torch.tensor(values[order], dtype=torch.float64, device="cpu")
+    return ends, torch.tensor(vectors[:, order], device="cpu")
 
 
 def row_lengths(model: BNMLP) -> Tensor:
@@ -130,7 +177,11 @@ def row_lengths(model: BNMLP) -> Tensor:
 
     Returns:
         Lengths, zero for parameters that are not scale-invariant. Shape ``(P,)``.
+
+    Raises:
+        ValueError: If the model has several replicas.
     """
+    _refuse_several(model)
     parts = []
     for name, p in model.named_parameters():
         length = p.detach().norm(dim=-1, keepdim=True).expand_as(p)
@@ -138,6 +189,7 @@ def row_lengths(model: BNMLP) -> Tensor:
     return torch.cat([part.flatten() for part in parts])
 
 
+@outside_modes
 def scaled_largest(model: BNMLP, batches: Batches, tolerance: float = 1e-4) -> Tensor:
     """Largest eigenvalue of the Hessian in units of :func:`row_lengths`.
 
@@ -157,6 +209,7 @@ def scaled_largest(model: BNMLP, batches: Batches, tolerance: float = 1e-4) -> T
     return _ends(LinearOperator(matrix.shape, product, dtype=matrix.dtype), 1, 0, tolerance)[0]
 
 
+@outside_modes
 def spectral_density(
     operator: HessianLinearOperator, *, vectors: int = 50, repeats: int = 3, points: int = 512
 ) -> tuple[Tensor, Tensor]:
@@ -172,24 +225,36 @@ def spectral_density(
         Grid and density, which integrates to about one. Shapes ``(points,)``.
     """
     high, low = spectrum_ends(operator, 1, 1, tolerance=1e-2)[0].tolist()
-    with torch.random.fork_rng([operator.device] if operator.device.type == "cuda" else []):
+    with _kept_randomness(operator.device):
         torch.manual_seed(seed_of(0))
         return lanczos_approximate_spectrum(
             operator, vectors, num_points=points, num_repeats=repeats, boundaries=(low, high)
         )
 
 
+@outside_modes
+@torch.enable_grad()
 def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient of the mean cross entropy of one batch, flattened. Shape ``(P,)``.
+    """Gradient of the mean cross entropy of one batch in all parameters, frozen ones included.
 
     Raises:
         ValueError: If the model has several replicas.
     """
-    loss = F.cross_entropy(_Logits(model)(x), y)
-    parts = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+    module = _Logits(model)
+    values = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
+    logits = torch.func.functional_call(module, values, (_ordinary(x),))
+    labels = class_labels(_ordinary(y), 1, *logits.shape, x.device)[0]
+    loss = F.cross_entropy(logits, labels)
+    parts = torch.autograd.grad(loss, list(values.values()), materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])
 
 
+def _ordinary(x: Tensor) -> Tensor:
+    """A tensor autograd can keep, also if it was made in inference mode."""
+    return x.clone() if x.is_inference() else x
+
+
+@outside_modes
 def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient of the cross entropy of every sample.
 
@@ -202,14 +267,14 @@ def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         Flattened gradients, in the order of ``model.parameters()``. Shape ``(n, P)``.
 
     Raises:
-        ValueError: If samples share the statistics of a batch or the model has several replicas.
+        ValueError: If samples share the statistics of a batch, or as :func:`hessian`.
     """
     if _ties_samples(model):
         raise ValueError(
             "sample_gradients: batch normalisation makes the loss of a sample depend on its batch; "
             "use gradient() of several batches, or the running statistics after .eval()"
         )
-    module = _Logits(model)
+    ((x, y),), module = _sound(model, [(x, y)]), _Logits(model)
     names, values = zip(*module.named_parameters(), strict=True)
 
     def loss(values: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
@@ -244,7 +309,8 @@ def covariance_eigenvalues(gradients: Tensor, *, correction: int = 0) -> Tensor:
     Returns:
         Eigenvalues, descending, float64. Shape ``(min(N - 1, P),)``.
     """
-    centred = gradients.double() - gradients.double().mean(0)
+    gradients = float64(gradients)
+    centred = gradients - gradients.mean(0)
     size = min(len(centred) - 1, centred.shape[1])
     squared = torch.linalg.svdvals(centred).square()[:size]
     return squared / (len(centred) - correction)
@@ -261,10 +327,12 @@ def overlaps(gradient: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         Absolute cosines with each vector, and the length of the projection on the first
         :math:`1..k` of them over that of the gradient. Both float64, shape ``(k,)``.
     """
-    cosines = (vectors.double().mT @ gradient.double()).abs() / gradient.double().norm()
+    gradient, vectors = float64(gradient), float64(vectors)
+    cosines = (vectors.mT @ gradient).abs() / gradient.norm()
     return cosines, cosines.square().cumsum(0).sqrt()
 
 
+@outside_modes
 def curvature_table(
     model: nn.Module,
     start: Tensor,
@@ -303,7 +371,7 @@ def curvature_table(
     unknown = set(quantities) - set(QUANTITIES)
     if unknown:
         raise ValueError(f"unknown quantities {sorted(unknown)}; use some of {QUANTITIES}")
-    _check_sizes(batches)
+    batches = _sound(model, batches)
     weights = nn.utils.parameters_to_vector(model.parameters()).detach()
     gradients = torch.stack([gradient(model, x, y) for x, y in batches])
     mean = gradients.mean(0)
@@ -324,16 +392,16 @@ def curvature_table(
         found["covariance_largest"] = spectrum[:largest]
         found["covariance_trace"] = spectrum.sum()[None]
     if "gradient" in quantities:
-        found["gradient_norm"] = mean.double().norm()[None]
+        found["gradient_norm"] = float64(mean).norm()[None]
     if "weights" in quantities:
-        cosine = F.cosine_similarity(weights.double(), start.double(), dim=0)
-        found["weight_norm"] = weights.double().norm()[None]
+        cosine = F.cosine_similarity(float64(weights), float64(start), dim=0)
+        found["weight_norm"] = float64(weights).norm()[None]
         found["cosine_to_start"] = cosine[None]
-        found["distance_from_start"] = (weights - start).double().norm()[None]
+        found["distance_from_start"] = float64(weights - start).norm()[None]
     if "loss" in quantities:
         with torch.no_grad():
             losses = [F.cross_entropy(_Logits(model)(x), y) for x, y in batches]
-        found["loss"] = torch.stack(losses).double().mean()[None]
+        found["loss"] = float64(torch.stack(losses)).mean()[None]
     rows = [(k, i, v.item()) for k, values in found.items() for i, v in enumerate(values, 1)]
     return pd.DataFrame(rows, columns=["quantity", "index", "value"])
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bnmlp.gradients import gradient_norms
 from bnmlp.model import BNMLP
+from bnmlp.precision import float64
 
 
 def effective_rates(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
@@ -30,8 +31,9 @@ def effective_rates(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: As :func:`bnmlp.gradient_norms`.
     """
-    norms = [w.double().square().sum((-2, -1)).sqrt() for w in model.layer_weights()]
-    return gradient_norms(model, x, y)[:-1] / torch.stack(norms).to("cpu").detach()
+    gradients = gradient_norms(model, x, y)[:-1]
+    norms = [float64(w.detach()).square().sum((-2, -1)).sqrt() for w in model.layer_weights()]
+    return gradients / torch.stack(norms).to(gradients.device)
 
 
 def next_rate(rate: Tensor, learning_rate: float | Tensor) -> Tensor:
@@ -144,7 +146,8 @@ def random_walk(
     """
     if min(elements) < 2:
         raise ValueError(f"random_walk: layers need at least two weights, got {min(elements)}")
-    kind = {"dtype": torch.float64, "generator": generator}
+    place = norms.device if generator is None else generator.device
+    kind = {"dtype": torch.float64, "generator": generator, "device": place}
     weights = []
     for n, norm in zip(elements, norms.tolist(), strict=True):
         w = torch.randn(n, **kind)
@@ -160,7 +163,7 @@ def random_walk(
             w.sub_(v, alpha=float(learning_rate))
         lengths.append(torch.stack([w.norm() for w in weights]))
     path = torch.stack(lengths)
-    return path, base_norms.double() / path.square()
+    return path, base_norms.to(path) / path.square()
 
 
 def momentum_map(

@@ -41,7 +41,7 @@ def _tanh_of_half(x: Tensor, out: Tensor) -> Tensor:
     return torch.add(MINUS_ONE, out, alpha=2, out=out)
 
 
-MINUS_ONE = torch.tensor(-1.0)
+MINUS_ONE = torch.tensor(-1.0, dtype=torch.float32, device="cpu")
 ACTIVATE = {
     "identity": lambda x, out: out.copy_(x),
     "tanh": _tanh,
@@ -197,7 +197,7 @@ class Stack:
         model = self.model
         if model.norm != "batch":
             return
-        var = self.rstds.squeeze(-1) ** -2 - self.eps
+        var = (self.rstds.squeeze(-1) ** -2 - self.eps).clamp_min_(0)  # rounding may take it below
         if model.unit_norm:
             var *= self.n
         elif model.center:
@@ -267,9 +267,8 @@ class Stack:
         if value == 1:
             return None
         if value not in self.constants:
-            self.constants[value] = torch.full(
-                (self.n,), value, dtype=self.means.dtype, device=self.means.device
-            )
+            like = {"dtype": self.means.dtype, "device": self.means.device}
+            self.constants[value] = torch.full((self.n,), value, **like)
         return self.constants[value]
 
 
@@ -378,15 +377,34 @@ def labels_like(output_weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: If shape, type, device or range do not fit.
     """
-    (replicas, classes), n = output_weight.shape[:2], x.shape[-2]
+    replicas, classes = output_weight.shape[:2]
+    return class_labels(y, replicas, x.shape[-2], classes, x.device)
+
+
+def class_labels(y: Tensor, replicas: int, n: int, classes: int, device: torch.device) -> Tensor:
+    """Check class labels against what they are to fit.
+
+    Args:
+        y: Labels. Shape ``(n,)`` or ``(R, n)``.
+        replicas: R.
+        n: Number of samples.
+        classes: Number of logits.
+        device: Where the samples are.
+
+    Returns:
+        Labels of every replica, int64. Shape ``(R, n)``.
+
+    Raises:
+        ValueError: If shape, type, device or range do not fit.
+    """
     if y.shape not in ((n,), (replicas, n)):
         raise ValueError(
             f"expected labels of shape ({n},) or ({replicas}, {n}), got {tuple(y.shape)}"
         )
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {y.dtype}; call y.long()")
-    if y.device != x.device:
-        raise ValueError(f"labels are on {y.device}, samples on {x.device}; move one of them")
+    if y.device != device:
+        raise ValueError(f"labels are on {y.device}, samples on {device}; move one of them")
     low, high = torch.stack(torch.aminmax(y)).tolist()
     if low < 0 or high >= classes:
         raise ValueError(

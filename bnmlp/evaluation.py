@@ -9,7 +9,8 @@ from torch import Tensor
 from bnmlp.activations import activation_parts
 from bnmlp.engine import activate, is_one, labels_like
 from bnmlp.model import BNMLP
-from bnmlp.normalization import batch_norm, layer_norm
+from bnmlp.modes import outside_modes
+from bnmlp.normalization import batch_norm, layer_norm, refuse_single_sample
 from bnmlp.seeds import random_source
 
 STATISTICS = ("batch", "running", "recalibrated")
@@ -28,6 +29,7 @@ class Evaluation(NamedTuple):
     accuracy: Tensor
 
 
+@outside_modes
 @torch.no_grad()
 def evaluate(
     model: BNMLP,
@@ -51,15 +53,17 @@ def evaluate(
         x: Samples. Shape ``(N, in_features)``.
         y: Labels. Shape ``(N,)``.
         statistics: ``"batch"``, ``"running"`` or ``"recalibrated"``.
-        calibration: Training samples for ``"recalibrated"``. Shape ``(M, in_features)``.
+        calibration: Training samples for ``"recalibrated"``, shared by the replicas or some for
+            each. Shape ``(M, in_features)`` or ``(R, M, in_features)``.
         batch_size: Samples in a batch for ``"batch"``; batches are random with a fixed seed,
-            sizes differ by one if they must.
+            sizes differ by one if they must. Where samples are centred no batch has only one.
 
     Returns:
         Losses and accuracies, on the CPU.
 
     Raises:
-        ValueError: If the name is unknown, calibration samples are missing, or shapes do not fit.
+        ValueError: If the name is unknown, calibration samples are missing, shapes do not fit, or
+            a single sample would be centred.
     """
     if statistics not in STATISTICS:
         raise ValueError(f"unknown statistics {statistics!r}; use one of {', '.join(STATISTICS)}")
@@ -69,6 +73,10 @@ def evaluate(
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}")
     model.check_input(x)
     y = labels_like(model.output_weight, x, y)[0]
+    batches = max(1, round(len(x) / batch_size))
+    if model.norm == "batch" and statistics == "batch" and model.center:
+        refuse_single_sample("evaluate", min(len(x), batch_size))
+        batches = min(batches, len(x) // 2)
     if model.norm != "batch" or statistics == "batch":
         averages = None
     elif statistics == "running":
@@ -78,10 +86,9 @@ def evaluate(
     else:
         averages = population_statistics(model, calibration, batch_size)
 
-    order = torch.randperm(len(x), generator=random_source(0)).to(x.device)
-    batches = order.tensor_split(max(1, round(len(x) / batch_size)))
-    total = torch.zeros(2, model.replicas, dtype=torch.float64)
-    for chunk in _chunks(batches):
+    order = torch.randperm(len(x), generator=random_source(0), device="cpu").to(x.device)
+    total = torch.zeros(2, model.replicas, dtype=torch.float64, device="cpu")
+    for chunk in _chunks(order.tensor_split(batches)):
         chosen = torch.cat(chunk)
         logits = _logits(model, x[chosen], averages, len(chunk[0]))  # (R, N, out)
         index = y[chosen].expand(model.replicas, -1).unsqueeze(-1)
@@ -91,18 +98,21 @@ def evaluate(
     return Evaluation(*(total / len(x)))
 
 
+@outside_modes
 @torch.no_grad()
 def recalibrate(model: BNMLP, x: Tensor, batch_size: int = 100) -> None:
     """Set the running averages to the statistics of some training samples, layer by layer.
 
     Args:
         model: R networks; nothing changes without batch normalisation.
-        x: Training samples, the more the better. Shape ``(N, in_features)``.
+        x: Training samples, the more the better, shared by the replicas or some for each. Shape
+            ``(N, in_features)`` or ``(R, N, in_features)``.
         batch_size: Samples in a training batch: a row's norm, which ``unit_norm`` keeps, grows
             with it.
 
     Raises:
-        ValueError: If the samples do not fit the model.
+        ValueError: If the samples do not fit the model, or a single one would be centred. Nothing
+            has changed then.
     """
     if model.norm == "batch":
         mean, var = population_statistics(model, x, batch_size)
@@ -119,21 +129,27 @@ def population_statistics(model: BNMLP, x: Tensor, batch_size: int) -> tuple[Ten
 
     Args:
         model: R networks with batch normalisation.
-        x: Samples. Shape ``(N, in_features)``.
+        x: Samples. Shape ``(N, in_features)`` or ``(R, N, in_features)``.
         batch_size: See :func:`recalibrate`.
 
     Returns:
         As ``running_mean`` and ``running_var`` of the model. Each of shape ``(depth, R, width)``.
+
+    Raises:
+        ValueError: As :func:`recalibrate`.
     """
     model.check_input(x)
+    n = x.shape[-2]
+    if model.center:
+        refuse_single_sample("recalibration", n)
     means, variances = torch.zeros_like(model.running_mean), torch.ones_like(model.running_var)
 
     def normalize(i: int, z: Tensor) -> Tensor:
         mean, var = model.batch_statistics(z)
         if model.unit_norm:
-            var = var * (batch_size / len(x))
+            var = var * (batch_size / n)
         elif model.center:  # as normalised in training: without Bessel's correction
-            var = var * ((len(x) - 1) / len(x))
+            var = var * ((n - 1) / n)
         variances[i] = var
         if mean is not None:
             means[i] = mean

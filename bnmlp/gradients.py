@@ -1,5 +1,6 @@
 """Gradient norms of every layer and the rate at which they grow towards the input."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,9 @@ from tqdm import tqdm
 
 from bnmlp import engine
 from bnmlp.model import BNMLP
+from bnmlp.modes import outside_modes
+from bnmlp.precision import float64
+from bnmlp.replicas import subset
 
 SPARE = 2**29  # bytes for buffers that save computing representations twice
 
@@ -17,26 +21,41 @@ class NotFiniteError(ValueError):
     """A gradient leaves the range of the type it is computed in."""
 
 
+@outside_modes
 def gradient_norms(model: BNMLP, x: Tensor, y: Tensor, *, log: bool = False) -> Tensor:
     r"""Frobenius norms of the gradients of the mean cross entropy for every weight matrix.
+
+    Computed in the type of the weights, also where ``torch.autocast`` is on, and once more in
+    float64 where signals or gradients fall below what that type can hold. Frozen weights have
+    gradients like others.
 
     Args:
         model: R networks.
         x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
-        y: Class labels, int64. Shape ``(n,)`` or ``(R, n)``.
-        log: Return natural logarithms, which do not overflow at any depth.
+        y: Class labels, integers. Shape ``(n,)`` or ``(R, n)``.
+        log: Return natural logarithms, which do not overflow at any depth; minus infinity says
+            that a gradient is zero in float64.
 
     Returns:
         :math:`\lVert\partial\mathcal L/\partial W\rVert_F`, input layer first, output layer last,
         float64. Shape ``(depth + 1, R)``.
 
     Raises:
-        ValueError: If labels do not fit the samples or the logits, or a gradient is not finite.
+        ValueError: If samples or labels do not fit the model, a gradient is not finite, or batch
+            normalisation would centre a single sample.
     """
-    logs = _by_hand(model, x, y) if engine.supports(model) else _by_autograd(model, x, y)
+    model.check_input(x)
+    model.check_batch_size(x)
+    y = engine.labels_like(model.output_weight, x, y)
+    logs, sound = _log_norms(model, x, y)
+    if not sound and x.dtype != torch.float64:
+        exact = float64(subset(model, range(model.replicas)), x.device)
+        x = float64(x)
+        logs, _ = _log_norms(exact, x, y.to(x.device))
     return _checked(logs, log)
 
 
+@outside_modes
 @torch.no_grad()
 def deep_gradient_norms(
     x: Tensor,
@@ -58,7 +77,7 @@ def deep_gradient_norms(
     Args:
         x: Samples; their type and device are those of the computation. Shape
             ``(n, in_features)`` or ``(R, n, in_features)``.
-        y: Class labels, int64. Shape ``(n,)`` or ``(R, n)``.
+        y: Class labels, integers. Shape ``(n,)`` or ``(R, n)``.
         width: Features of each layer.
         depth: Number of normalised layers.
         out_features: Number of logits.
@@ -82,6 +101,9 @@ def deep_gradient_norms(
         raise ValueError("deep_gradient_norms: norm must be 'batch' or 'none'")
     if model.affine or model.layer_bias is not None:
         raise ValueError("deep_gradient_norms: affine and bias change nothing at initialisation")
+    model.check_shape(x)
+    model.check_batch_size(x)
+    labels = engine.labels_like(model.output_weight, x, y)
     hidden = None if progress is None else not progress
 
     def weights_of(layers: range) -> list[Tensor]:
@@ -90,7 +112,14 @@ def deep_gradient_norms(
     def bar(segments: range) -> tqdm:
         return tqdm(segments, disable=hidden, unit="segment", leave=False)
 
-    return _checked(_record(model, x, y, weights_of, progress=bar), log)
+    logs, sound = _record(model, x, labels, weights_of, progress=bar)
+    if not sound and x.dtype != torch.float64:
+        x = float64(x)
+        return deep_gradient_norms(
+            x, y.to(x.device), width=width, depth=depth, out_features=out_features,
+            log=log, progress=progress, **options,
+        )  # fmt: skip
+    return _checked(logs, log)
 
 
 def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor:
@@ -125,8 +154,8 @@ def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor
         raise ValueError(
             f"explosion_rate: layers must lie in 0..{len(norms) - 1}, got {min(rows)}..{max(rows)}"
         )
-    index = torch.tensor(list(rows), dtype=torch.float64, device=norms.device)
-    log = norms[list(rows)].to(torch.float64).log()  # (layers, R)
+    log = float64(norms[list(rows)]).log()  # (layers, R)
+    index = torch.tensor(list(rows), dtype=torch.float64, device=log.device)
     if not log.isfinite().all():
         raise ValueError(
             "explosion_rate: norms must be positive and finite; where gradients leave the range "
@@ -136,9 +165,13 @@ def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor
     return -(centred @ (log - log.mean(0))) / centred.square().sum()
 
 
+def _log_norms(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
+    """Logarithms of the norms, and whether none has fallen below the range of the type."""
+    return _by_hand(model, x, y) if engine.supports(model) else _by_autograd(model, x, y)
+
+
 @torch.no_grad()
-def _by_hand(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
-    model.check_input(x)
+def _by_hand(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
     weights = (*model.layer_weights(), model.output_weight)
 
     def weights_of(layers: range) -> Sequence[Tensor]:
@@ -153,26 +186,30 @@ def _record(
     y: Tensor,
     weights_of: Callable[[range], Sequence[Tensor]],
     **options: object,
-) -> Tensor:
+) -> tuple[Tensor, bool]:
     place = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
     logs = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64, device=place)
+    scales: list[Tensor] = [None] * (model.depth + 1)
 
     def record(layer: int, grad: Tensor, h: Tensor, log_scale: Tensor) -> None:
         logs[layer] = _norm(torch.bmm(grad, h.mT)).log() + log_scale.to(place)
+        scales[layer] = log_scale
 
-    y = engine.labels_like(model.output_weight, x, y)
     engine.backward_in_segments(model, x, y, weights_of, record, **options)
-    return logs
+    held = logs - torch.stack(scales).to(logs)  # logarithms of the numbers that were computed
+    return logs, not (held < math.log(torch.finfo(x.dtype).tiny)).any()
 
 
 @torch.enable_grad()
-def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
-    logits = model.logits(x)
-    labels = engine.labels_like(model.output_weight, x, y)
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / x.shape[-2]
+def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
+    if not all(p.requires_grad for p in model.parameters()):
+        model = subset(model, range(model.replicas))
+    logits = model.logits(x.clone() if x.is_inference() else x)
+    loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / x.shape[-2]
     weights = (model.input_weight, model.hidden_weight, model.output_weight)
     first, hidden, last = torch.autograd.grad(loss, weights, materialize_grads=True)
-    return torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]]).log()
+    norms = torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]])
+    return norms.log(), not (norms < torch.finfo(x.dtype).tiny).any()
 
 
 def _checked(logs: Tensor, log: bool) -> Tensor:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bnmlp.checks import whole_number
 from bnmlp.memory import fresh
+from bnmlp.modes import outside_modes
 from bnmlp.seeds import seed_of
 from bnmlp.threads import map_in_threads
 
@@ -29,7 +31,8 @@ def haar_orthogonal(
         d: Size of each matrix.
         generator: Source of randomness.
         dtype: Floating point type, PyTorch's default if omitted.
-        device: Where the result lives.
+        device: Where the result lives; where ``generator`` draws, or else PyTorch's default, if
+            omitted.
 
     Returns:
         Orthogonal matrices. Shape ``(*batch, d, d)``.
@@ -41,13 +44,13 @@ def haar_orthogonal(
         if not batch:
             raise ValueError("haar_orthogonal: give the size, as in haar_orthogonal(d=100)")
         *batch, d = batch
-    for size in (*batch, d):
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"haar_orthogonal: sizes must be positive integers, got {size!r}")
+    shape = [whole_number("haar_orthogonal: a size", size) for size in (*batch, d, d)]
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
         raise ValueError(f"haar_orthogonal: dtype must be floating point, got {dtype}")
-    return haar_frames(torch.randn(*batch, d, d, generator=generator, dtype=dtype, device=device))
+    if device is None and generator is not None:
+        device = generator.device
+    return haar_frames(torch.randn(shape, generator=generator, dtype=dtype, device=device))
 
 
 def haar_frames(normal: Tensor) -> Tensor:
@@ -70,9 +73,14 @@ def _haar_frames_(x: Tensor) -> Tensor:
     """:func:`haar_frames` that overwrites its argument."""
     if x.shape[-2] < x.shape[-1]:
         return _haar_frames_(x.mT.contiguous()).mT.contiguous()
+    if x.dtype.itemsize < 4:  # PyTorch has no Householder products in half precision
+        return _haar_frames_(x.float()).to(x.dtype)
     x.tril_()  # in place: a copy costs forty times as much
     alpha = x.diagonal(dim1=-2, dim2=-1)  # (..., columns), first entry of each vector
     norm = x.square().sum(-2).sqrt()  # (..., columns); ten times faster than vector_norm
+    # The last vector of a square matrix is one number, and one in 16 million is drawn as zero.
+    alpha = torch.where(norm > 0, alpha, 1.0)
+    norm = torch.where(norm > 0, norm, 1.0)
     sign = torch.where(alpha < 0, -1.0, 1.0).to(x.dtype)
     # The reflection sends the vector to -sign * norm * e_1; v = x / (alpha + sign * norm).
     tau = 1 + alpha.abs() / norm
@@ -101,6 +109,7 @@ INITIALIZATIONS = {
 }
 
 
+@outside_modes  # threads do not know of inference mode
 def initial_weights(
     init: str,
     layers: range,
@@ -132,11 +141,12 @@ def initial_weights(
         Weights on the CPU. Shape ``(len(layers), len(replicas), rows, columns)``.
     """
     offsets = [seed_of(seed, r) for r in replicas]
-    out = fresh((len(layers), len(replicas), rows, columns), dtype)
+    out = fresh((len(layers), len(replicas), rows, columns), dtype, "cpu")
 
     def fill(i: int) -> None:
-        generator = torch.Generator()
-        normal = torch.empty(len(replicas), rows, columns)
+        generator = torch.Generator("cpu")
+        shape = len(replicas), rows, columns
+        normal = torch.empty(shape, dtype=torch.float32, device="cpu")
         for matrix, offset in zip(normal, offsets, strict=True):
             generator.manual_seed((offset + layers[i]) % 2**32)
             matrix.normal_(generator=generator)

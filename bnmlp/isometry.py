@@ -5,9 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bnmlp.modes import outside_modes
 from bnmlp.threads import map_in_threads
 
 
+@outside_modes
 def isometry_gap(x: Tensor) -> Tensor:
     """Log-ratio of arithmetic to geometric mean of the squared singular values of ``x``.
 

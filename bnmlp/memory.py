@@ -32,7 +32,7 @@ def fresh(
     """
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device or "cpu").type != "cpu" or size < SMALL:
-        return torch.empty(*shape, dtype=dtype, device=device)
+        return torch.empty(*shape, dtype=dtype, device=device or "cpu")
     block = _take(size + 64)
     start = -block.ctypes.data % 64
     part = block[start : start + size]

@@ -3,16 +3,20 @@
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bnmlp.activations import ACTIVATIONS, activation_parts, gain_schedule
+from bnmlp.checks import whole_number
 from bnmlp.initialization import INITIALIZATIONS, initial_weights
 from bnmlp.memory import fresh
-from bnmlp.normalization import batch_norm, layer_norm
+from bnmlp.modes import outside_modes
+from bnmlp.normalization import batch_norm, layer_norm, refuse_single_sample
 
 NORMS = ("batch", "layer", "none")
 ORDERS = ("norm_act", "act_norm")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class BNMLP(nn.Module):
@@ -51,7 +55,7 @@ class BNMLP(nn.Module):
         streams: Which random weights of the seed each replica has, :math:`0..R-1` if omitted; two
             replicas with one number start alike.
         dtype: Floating point type of the parameters.
-        device: Where the parameters live.
+        device: Where the parameters live, PyTorch's default device if omitted.
 
     Attributes:
         input_weight: Shape ``(R, width, in_features)``.
@@ -71,6 +75,7 @@ class BNMLP(nn.Module):
         ValueError: If a size is not a positive integer or a name is unknown.
     """
 
+    @outside_modes
     def __init__(
         self,
         in_features: int,
@@ -97,16 +102,15 @@ class BNMLP(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(
-            in_features=in_features,
-            width=width,
-            depth=depth,
-            out_features=out_features,
-            replicas=replicas,
-        )
+        in_features = whole_number("in_features", in_features)
+        width = whole_number("width", width)
+        depth = whole_number("depth", depth)
+        out_features = whole_number("out_features", out_features)
+        replicas = whole_number("replicas", replicas)
+        seed = whole_number("seed", seed, least=0)
         activation, gain, gain_exponent = (
             tuple(value) if isinstance(value, list | tuple) else value
-            for value in (activation, gain, gain_exponent)
+            for value in (activation, _plain(gain), _plain(gain_exponent))
         )
         streams = tuple(range(replicas)) if streams is None else tuple(streams)
         _check_lengths(
@@ -117,10 +121,8 @@ class BNMLP(nn.Module):
         _check_name("norm", norm, NORMS)
         _check_name("order", order, ORDERS)
         _check_name("init", init, INITIALIZATIONS)
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
-        if not dtype.is_floating_point:
-            raise ValueError(f"dtype must be floating point, got {dtype}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be floating point of 16 to 64 bits, got {dtype}")
         if not (init_gain > 0 and math.isfinite(init_gain)):
             raise ValueError(f"init_gain must be a finite number > 0, got {init_gain}")
         if not (eps >= 0 and math.isfinite(eps)):
@@ -134,11 +136,14 @@ class BNMLP(nn.Module):
         self.momentum = 0.1
         self.streams = streams
         self.gains = _gains(depth, gain, gain_exponent, replicas)
+        self._exact_gains = tuple(self.gains)  # where replicas differ, ``gains`` is rounded
         later = ("norm", "activation") if order == "norm_act" else ("activation", "norm")
         self.stage_names = ("linear", *later)
 
+        device = torch.get_default_device() if device is None else torch.device(device)
+
         def weights(layers: range, rows: int, columns: int) -> nn.Parameter:
-            if torch.device(device or "cpu").type == "meta":  # a description without numbers
+            if device.type == "meta":  # a description without numbers
                 shape = (len(layers), replicas, rows, columns)
                 return nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
             return nn.Parameter(self._draw(layers, rows, columns, dtype).to(device))
@@ -296,6 +301,7 @@ class BNMLP(nn.Module):
             after the other. Each of shape ``(R, width, n)``.
         """
         self.check_input(x)
+        self.check_batch_size(x)
         h = x.mT  # (in, n) or (R, in, n)
         for i, weight in enumerate(self.layer_weights()):
             z = weight @ h  # (R, width, n)
@@ -313,9 +319,17 @@ class BNMLP(nn.Module):
         """The gain of a layer: a number, or, where replicas differ, a tensor ``(R, 1, 1)``."""
         gain = self.gains[layer]
         if isinstance(gain, Tensor) and (gain.device, gain.dtype) != (like.device, like.dtype):
-            self.gains = [g.to(like) for g in self.gains]
+            self.gains = [self._rounded_gain(i, like) for i in range(self.depth)]
             gain = self.gains[layer]
         return gain
+
+    @outside_modes
+    def _rounded_gain(self, layer: int, like: Tensor) -> float | Tensor:
+        gain, exact = self.gains[layer], self._exact_gains[layer]
+        if not isinstance(gain, Tensor):
+            return gain
+        unchanged = isinstance(exact, Tensor) and torch.equal(exact.to(gain), gain)
+        return (exact if unchanged else gain).to(like.device, like.dtype)
 
     def _activate(self, i: int, z: Tensor) -> Tensor:
         gain = self.gain_of(i, z)
@@ -345,7 +359,7 @@ class BNMLP(nn.Module):
 
     @torch.no_grad()
     def _update_averages(self, i: int, z: Tensor) -> None:
-        mean, var = self.batch_statistics(z)
+        mean, var = self.batch_statistics(z.to(self.running_var.dtype))  # autocasting lowers it
         if mean is not None:
             self.running_mean[i].lerp_(mean, self.momentum)
         self.running_var[i].lerp_(var, self.momentum)
@@ -367,8 +381,27 @@ class BNMLP(nn.Module):
             mean, var = None, z.square().mean(-1)
         return mean, var * n if self.unit_norm else var
 
+    def check_batch_size(self, x: Tensor) -> None:
+        """Raise ValueError if the model would centre a single sample."""
+        if self.norm == "batch" and self.center and self.training:
+            refuse_single_sample("BNMLP", x.shape[-2])
+
     def check_input(self, x: Tensor) -> None:
-        """Raise ValueError unless ``x`` is a batch for this model, naming the remedy."""
+        """Raise ValueError unless ``x`` holds samples for this model, naming the remedy."""
+        self.check_shape(x)
+        weight = self.input_weight
+        if x.dtype != weight.dtype:
+            raise ValueError(
+                f"BNMLP: samples are {x.dtype}, weights {weight.dtype}; call x.to({weight.dtype}) "
+                "or build the model with dtype=x.dtype"
+            )
+        if x.device != weight.device:
+            raise ValueError(
+                f"BNMLP: samples are on {x.device}, weights on {weight.device}; move one of them"
+            )
+
+    def check_shape(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` has the shape of samples for this model."""
         expected = f"(n, {self.in_features}) or ({self.replicas}, n, {self.in_features})"
         fits = (
             x.ndim in (2, 3)
@@ -380,16 +413,6 @@ class BNMLP(nn.Module):
             raise ValueError(
                 f"BNMLP: expected samples of shape {expected}, got {tuple(x.shape)}; "
                 "samples are rows here, flatten images first"
-            )
-        weight = self.input_weight
-        if x.dtype != weight.dtype:
-            raise ValueError(
-                f"BNMLP: samples are {x.dtype}, weights {weight.dtype}; call x.to({weight.dtype}) "
-                "or build the model with dtype=x.dtype"
-            )
-        if x.device != weight.device:
-            raise ValueError(
-                f"BNMLP: samples are on {x.device}, weights on {weight.device}; move one of them"
             )
 
 
@@ -409,18 +432,16 @@ def _gains(
     return list(table[..., None, None].unbind())
 
 
+def _plain(value: float | Sequence[float] | np.ndarray | Tensor) -> float | Sequence[float]:
+    return value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+
+
 def _check_lengths(replicas: int, **choices: object) -> None:
     for name, value in choices.items():
         if isinstance(value, tuple) and len(value) != replicas:
             raise ValueError(
                 f"{name} has {len(value)} entries for {replicas} replicas; give one for each"
             )
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, got {size!r}")
 
 
 def _check_name(what: str, name: str, known: object) -> None:

@@ -33,12 +33,8 @@ def batch_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float
             or ``center`` is asked of a batch of one sample.
     """
     _check(x, "batch_norm", eps)
-    n = x.shape[-1]
-    if center and n < 2:
-        raise ValueError(
-            f"batch_norm: centring a batch of {n} sample(s) leaves only zeros; "
-            "give at least 2 columns or pass center=False"
-        )
+    if center:
+        refuse_single_sample("batch_norm", x.shape[-1])
     return _normalize_rows(x, center, unit, eps)
 
 
@@ -66,6 +62,15 @@ def layer_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float
             "use a width of at least 2 or pass center=False"
         )
     return _normalize_rows(x.mT, center, unit, eps).mT
+
+
+def refuse_single_sample(name: str, n: int) -> None:
+    """Raise ValueError where one sample is all whose mean would be subtracted from it."""
+    if n < 2:
+        raise ValueError(
+            f"{name}: centring a batch of {n} sample(s) leaves only zeros; "
+            "give at least 2 columns (samples) or pass center=False"
+        )
 
 
 def _normalize_rows(x: Tensor, center: bool, unit: bool, eps: float) -> Tensor:

@@ -44,7 +44,8 @@ class PlainNetwork(nn.Module):
     """One replica of a model as a loop over ``nn.Linear`` and ``nn.BatchNorm1d``.
 
     Args:
-        model: Source of the choices and of the parameters, which are copied.
+        model: Source of the choices, and of parameters and running averages, which are copied.
+            Activation and gains are those it has at each call.
         replica: Which of its networks.
     """
 
@@ -70,6 +71,9 @@ class PlainNetwork(nn.Module):
                 if model.norm_weight is not None and model.norm != "none":
                     norm.weight.copy_(model.norm_weight[i, replica])
                     norm.bias.copy_(model.norm_bias[i, replica])
+                if isinstance(norm, nn.BatchNorm1d):
+                    norm.running_mean.copy_(model.running_mean[i, replica])
+                    norm.running_var.copy_(model.running_var[i, replica])
             self.head.weight.copy_(model.output_weight[replica])
             if bias:
                 self.head.bias.copy_(model.output_bias[replica])
@@ -81,7 +85,7 @@ class PlainNetwork(nn.Module):
             return nn.Identity()
         if model.center and not model.unit_norm:
             if model.norm == "batch":
-                return nn.BatchNorm1d(model.width, eps=model.eps, affine=model.affine)
+                return nn.BatchNorm1d(model.width, model.eps, model.momentum, affine=model.affine)
             return nn.LayerNorm(model.width, eps=model.eps, elementwise_affine=model.affine)
         dim = 0 if model.norm == "batch" else 1
         return HandWrittenNorm(
@@ -90,17 +94,15 @@ class PlainNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, out)`` of samples ``(n, in)``."""
-        name = self._own(self.model.activation)
+        name = self.model.activation
+        name = name[self.replica] if isinstance(name, tuple) else name
         act = torch.sin if name == "sin" else ACTIVATIONS[name]
         for i, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
-            alpha = self._own(self.model.gain) * (i + 1) ** -self._own(self.model.gain_exponent)
+            gain = self.model.gains[i]
+            alpha = gain[self.replica].item() if isinstance(gain, Tensor) else gain
             x = linear(x)
             x = act(alpha * norm(x)) if self.model.order == "norm_act" else norm(act(alpha * x))
         return self.head(x)
-
-    def _own(self, choice: object) -> object:
-        """What the replica copied here has of a choice that may differ between replicas."""
-        return choice[self.replica] if isinstance(choice, tuple) else choice
 
     def gradient_norms(self, x: Tensor, y: Tensor) -> Tensor:
         """Frobenius norms of the gradients of all weight matrices, shape ``(depth + 1,)``."""

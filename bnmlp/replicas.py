@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bnmlp.model import BNMLP
+from bnmlp.modes import outside_modes
 
 CHOICES = (
     "norm", "center", "unit_norm", "affine", "eps",
@@ -29,6 +30,7 @@ def write_replica(model: BNMLP, r: int, state: dict[str, Tensor]) -> None:
         value.select(replica_axis(name), r).copy_(state[name])
 
 
+@outside_modes
 def subset(model: BNMLP, replicas: Sequence[int]) -> BNMLP:
     """Copies of some of the networks, for measurements.
 

@@ -36,7 +36,7 @@ def random_source(*numbers: int) -> torch.Generator:
     Args:
         *numbers: As for :func:`seed_of`.
     """
-    return torch.Generator().manual_seed(seed_of(*numbers))
+    return torch.Generator("cpu").manual_seed(seed_of(*numbers))
 
 
 @contextmanager

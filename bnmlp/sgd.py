@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -9,33 +10,38 @@ from torch import Tensor
 
 from bnmlp import engine
 from bnmlp.model import BNMLP
+from bnmlp.modes import outside_modes
 
 
 def sgd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
     r"""One step of stochastic gradient descent on the mean cross entropy of every replica.
 
     The same as ``torch.optim.SGD`` without momentum on ``model.parameters()``, running averages
-    included, several times faster for deep stacks (module ``bnmlp.engine``).
+    included, several times faster for deep stacks (module ``bnmlp.engine``). Frozen parameters
+    stay. Computed in the type of the weights, also where ``torch.autocast`` is on.
 
     Args:
         model: R networks; their parameters change in place.
         x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
-        y: Class labels, int64. Shape ``(n,)`` or ``(R, n)``.
+        y: Class labels, integers. Shape ``(n,)`` or ``(R, n)``.
         learning_rate: Step size.
 
     Returns:
         Losses before the step. Shape ``(R,)``.
 
     Raises:
-        ValueError: If the learning rate is not finite and >= 0, or samples or labels do not fit.
+        ValueError: If the learning rate is not finite and >= 0, samples or labels do not fit, or
+            batch normalisation would centre a single sample. Nothing has changed then.
     """
     if not (learning_rate >= 0 and math.isfinite(learning_rate)):
         raise ValueError(f"learning_rate must be a finite number >= 0, got {learning_rate}")
     model.check_input(x)
+    model.check_batch_size(x)
     y = engine.labels_like(model.output_weight, x, y)
     return scored_step(model, x, y, learning_rate)[0]
 
 
+@outside_modes
 def scored_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
     """:func:`sgd_step` for arguments known to be sound, and how many samples were right.
 
@@ -49,11 +55,15 @@ def scored_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> tup
         Losses before the step, and numbers of samples whose largest logit was the label's. Both
         of shape ``(R,)``.
     """
-    if not engine.supports(model):
+    if not engine.supports(model) or any(not p.requires_grad for p in _parameters(model)):
         return _autograd_step(model, x, y, learning_rate)
     if x.device.type == "cuda":
         return _graphed_step(model, x, y, learning_rate)
     return _step_by_hand(model, x, y, torch.tensor(learning_rate, dtype=x.dtype, device=x.device))
+
+
+def _parameters(model: BNMLP) -> Iterator[Tensor]:
+    return model.parameters(recurse=False)
 
 
 @torch.no_grad()
@@ -94,9 +104,7 @@ def _graphed_step(
     model: BNMLP, x: Tensor, y: Tensor, learning_rate: float
 ) -> tuple[Tensor, Tensor]:
     """One step replayed from a CUDA graph: thousands of launches for the price of one."""
-    addresses = (model.hidden_weight.data_ptr(), model.input_weight.data_ptr())
-    gains = tuple(g.data_ptr() if isinstance(g, Tensor) else g for g in model.gains)
-    key = (x.shape, engine.choices(model, x), gains, addresses)
+    key = _graph_key(model, x)
     if model not in _GRAPHS or _GRAPHS[model][0] != key:
         _GRAPHS.pop(model, None)
         _GRAPHS[model] = (key, *_capture(model, x, y))
@@ -109,6 +117,16 @@ def _graphed_step(
     return losses.clone(), correct.clone()
 
 
+def _graph_key(model: BNMLP, x: Tensor) -> tuple:
+    """All that a graph has fixed: sizes, choices, numbers, and where it reads and writes."""
+    model.gain_of(0, x)  # gains of replicas are moved to the device once, before they are known
+    gains = tuple(g.data_ptr() if isinstance(g, Tensor) else g for g in model.gains)
+    tensors = (*_parameters(model), *model.buffers(recurse=False))
+    addresses = tuple(t.data_ptr() for t in tensors)
+    return x.shape, engine.choices(model, x), gains, model.momentum, addresses
+
+
+@torch.no_grad()
 def _capture(model: BNMLP, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple, tuple]:
     rate = torch.zeros((), dtype=x.dtype, device=x.device)  # a step of zero changes no weight
     static = (x.clone(), y.clone(), rate)
@@ -126,11 +144,15 @@ def _capture(model: BNMLP, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, 
     return graph, static, results
 
 
+@torch.enable_grad()
 def _autograd_step(
     model: BNMLP, x: Tensor, y: Tensor, learning_rate: float
 ) -> tuple[Tensor, Tensor]:
+    x, y = (t.clone() if t.is_inference() else t for t in (x, y))
     losses, correct = scored_losses(model, x, y)
-    parameters = list(model.parameters())
+    parameters = [p for p in _parameters(model) if p.requires_grad]
+    if not parameters:
+        return losses, correct
     gradients = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
     with torch.no_grad():
         torch._foreach_add_(parameters, gradients, alpha=-learning_rate)

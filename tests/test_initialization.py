@@ -117,12 +117,20 @@ def test_init_gain_scales_orthogonal_and_gaussian_weights_alike():
     ("arguments", "options", "message"),
     [
         ((), {}, "give the size"),
-        ((2,), {"d": 0}, "positive integers"),
-        ((-1, 3), {}, "positive integers"),
-        ((2.5,), {}, "positive integers"),
+        ((2,), {"d": 0}, "positive integer, got 0"),
+        ((-1, 3), {}, "positive integer, got -1"),
+        ((2.5,), {}, "positive integer, got 2.5"),
         ((3,), {"dtype": torch.int64}, "floating point"),
     ],
 )
 def test_bad_input_names_cause_and_remedy(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         haar_orthogonal(*arguments, **options)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_last_number_drawn_as_zero_gives_an_orthogonal_matrix_too(size):
+    normal = torch.randn(size, size, dtype=torch.float64)
+    normal[-1, -1] = 0
+    q = haar_frames(normal)
+    torch.testing.assert_close(q @ q.mT, torch.eye(size, dtype=torch.float64))

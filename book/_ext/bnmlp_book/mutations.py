@@ -72,11 +72,11 @@ MUTATIONS = [
     ),
     Mutation(
         "gain", "gains off by five per cent", "activations.py",
-        "return gain * torch.arange(1, depth + 1", "return 1.05 * gain * torch.arange(1, depth + 1",
+        "return gain * layers**-exponent", "return 1.05 * gain * layers**-exponent",
     ),
     Mutation(
         "gain-exponent", "gains with twice the exponent", "activations.py",
-        "dtype=torch.float64) ** -exponent", "dtype=torch.float64) ** (-2 * exponent)",
+        "return gain * layers**-exponent", "return gain * layers ** (-2 * exponent)",
     ),
     Mutation(
         "bessel", "running variance without Bessel's factor", "engine.py",
@@ -89,7 +89,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recalibration", "recalibrated variance is the unbiased one", "evaluation.py",
-        "            var = var * ((len(x) - 1) / len(x))\n", "            var = 1.05 * var\n",
+        "            var = var * ((n - 1) / n)\n", "            var = 1.05 * var\n",
     ),
     Mutation(
         "rate-sign", "explosion rate with the wrong sign", "gradients.py",
@@ -202,8 +202,7 @@ MUTATIONS = [
     ),
     Mutation(
         "covariance", "covariance of gradients that are not centred", "curvature.py",
-        "centred = gradients.double() - gradients.double().mean(0)",
-        "centred = gradients.double() - 0 * gradients.double().mean(0)",
+        "centred = gradients - gradients.mean(0)", "centred = gradients - 0 * gradients.mean(0)",
     ),
     Mutation(
         "relu-kernel", "kernel of ReLU without its angle", "attention.py",

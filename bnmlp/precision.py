@@ -1,0 +1,19 @@
+"""Double precision on every device."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Numbers = TypeVar("Numbers", Tensor, nn.Module)
+
+
+def float64(x: Numbers, device: torch.device | None = None) -> Numbers:
+    """Numbers in float64 where they are, or on the CPU if they lie on MPS, which has no float64.
+
+    Args:
+        x: A tensor, or a module, which is converted in place.
+        device: Where they are; that of the tensor if omitted.
+    """
+    device = device or x.device
+    return x.to("cpu").to(torch.float64) if device.type == "mps" else x.to(torch.float64)
