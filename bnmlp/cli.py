@@ -1,7 +1,6 @@
 """The ``bnmlp`` command: train, run, status, data."""
 
 import inspect
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ import pandas as pd
 import typer
 from pydantic import ValidationError
 
-from bnmlp.configuration import TrainingRun
+from bnmlp.configuration import TrainingRun, complaints
 from bnmlp.data import LOADERS, load_dataset
-from bnmlp.sweep import SweepError, read_runs, run_folders, train_all
+from bnmlp.storage import StorageError, parse_json, reason
+from bnmlp.sweep import read_runs, run_folders, train_all
 from bnmlp.training import read_metrics, read_run, read_status
 from bnmlp.training import train as train_run
 
@@ -34,6 +34,7 @@ Root = Annotated[Path | None, typer.Option(help=ROOT_HELP)]
 
 def main() -> None:
     """Entry point of the command."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names in any script
     app()
 
 
@@ -107,17 +108,28 @@ def _train(
     with _plain_errors():
         given = {k: v for k, v in fields.items() if v is not None and v != []}
         if config is not None:
-            given = json.loads(config.read_text()) | given
+            given = _fields(config) | given
         described = TrainingRun(**given)
         folder = directory or Path("runs") / described.name
         progress = None if sys.stderr.isatty() else _say
         table = train_run(described, folder, root=root, progress=progress)
         last = table[table["step"] == table["step"].max()]
-        typer.echo(last.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
-        for replica, reason in enumerate(read_status(folder)["stopped"]):
-            if reason:
-                typer.echo(f"network {replica} stopped: {reason}")
+        if len(last):
+            typer.echo(last.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+        status = read_status(folder)
+        for replica, why in enumerate(status["stopped"]):
+            if why:
+                typer.echo(f"network {replica} stopped: {why}")
+        for note in status.get("unmeasured", []):
+            typer.echo(f"not measured: {note}")
         typer.echo(f"results in {folder}")
+
+
+def _fields(config: Path) -> dict[str, object]:
+    content = parse_json(config)
+    if not isinstance(content, dict):
+        raise ValueError(f'{config}: expected the fields of one run, as {{"depth": 10}}')
+    return content
 
 
 def _options() -> list[inspect.Parameter]:
@@ -154,7 +166,10 @@ app.command("train")(_train)
 
 
 def _status_row(folder: Path) -> dict[str, object]:
-    run, status, metrics = read_run(folder), read_status(folder), read_metrics(folder)
+    try:
+        run, status, metrics = read_run(folder), read_status(folder), read_metrics(folder)
+    except StorageError as error:
+        return {"name": folder.name, "state": str(error)}
     row = {"name": run.name, "state": status.get("state", "begun"), "epochs": f"0/{run.epochs}"}
     if status:
         row["epochs"] = f"{status['epoch']:.4g}/{run.epochs}"
@@ -174,12 +189,13 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        for part in error.errors():
-            field = ".".join(map(str, part["loc"])) or "run"
-            typer.echo(f"bnmlp: {field}: {part['msg']}, got {part['input']!r}", err=True)
+        for line in complaints(error):
+            typer.echo(f"bnmlp: {line}", err=True)
         raise typer.Exit(2) from error
-    except (ValueError, OSError, SweepError) as error:
+    except (ValueError, OSError) as error:
         _fail(str(error))
+    except (RuntimeError, MemoryError) as error:  # a sweep, a missing device, too little memory
+        _fail(reason(error))
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint")
 

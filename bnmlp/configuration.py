@@ -1,9 +1,17 @@
 """What decides the numbers of a training run, checked when it is written down."""
 
+import re
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bnmlp.activations import ACTIVATIONS
 from bnmlp.data import LOADERS, SHAPES
@@ -20,6 +28,7 @@ METRICS = (
 
 
 Activation = Literal[tuple(ACTIVATIONS)]
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows
 QUANTITIES = ("hessian", "covariance", "gradient", "overlap", "weights", "loss")
 
 
@@ -96,6 +105,13 @@ class TrainingRun(BaseModel):
     )
     save_best: bool = Field(False, description="keep each network's weights at its best")
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if set(name) == {"."} or RESERVED.fullmatch(name):
+            raise ValueError(f"{name} cannot name a folder on every system; choose another name")
+        return name
+
     @model_validator(mode="after")
     def _fits(self) -> "TrainingRun":
         if self.momentum and self.optimizer != "sgd":
@@ -156,6 +172,15 @@ class TrainingRun(BaseModel):
             )  # fmt: skip
 
 
+def complaints(error: ValidationError) -> list[str]:
+    """What is wrong with a run, one line for each field."""
+    lines = []
+    for part in error.errors():
+        field = ".".join(map(str, part["loc"])) or "run"
+        lines.append(f"{field}: {part['msg']}, got {part['input']!r:.200}")
+    return lines
+
+
 def _argument(name: str) -> str:
     field = TrainingRun.model_fields[name]
     default = "" if field.default in (None, ()) else f" Default {field.default}."
@@ -163,4 +188,6 @@ def _argument(name: str) -> str:
 
 
 # One source for the fields' meaning: here, on the command line, and on the page of the package.
-TrainingRun.__doc__ += "\n    Args:\n" + "\n".join(map(_argument, TrainingRun.model_fields)) + "\n"
+if TrainingRun.__doc__:  # python -OO has none
+    TrainingRun.__doc__ += "\n    Args:\n" + "\n".join(map(_argument, TrainingRun.model_fields))
+    TrainingRun.__doc__ += "\n"

@@ -14,7 +14,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from bnmlp.settings import default_device
-from bnmlp.storage import write_text
+from bnmlp.storage import read_text, write_text
 
 DATA = Path(__file__).parents[1] / "book" / "data"
 
@@ -37,7 +37,7 @@ def stored_table(name: str) -> pd.DataFrame:
             f"stored_table: no {name} in {DATA}; stored results come with a clone of the book"
         )
     table = pd.read_csv(path, comment="#", index_col=0)
-    lines = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    lines = [line for line in read_text(path).splitlines() if line.startswith("#")]
     table.attrs["provenance"] = " ".join(line.lstrip("# ") for line in lines)
     return table
 
@@ -97,9 +97,10 @@ def median_interval(values: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray
         values: One value for each network. Shape ``(..., R)``.
 
     Returns:
-        Median, lower end, upper end. Each of shape ``(...)``.
+        Median, lower end, upper end; all nan where a value is. Each of shape ``(...)``.
     """
-    ordered = np.sort(np.asarray(values), -1)
+    values = np.asarray(values)
+    ordered = np.sort(np.where(np.isnan(values).any(-1, keepdims=True), np.nan, values), -1)
     k = max(int(binom.ppf(0.025, ordered.shape[-1], 0.5)), 1)
     return np.median(ordered, -1), ordered[..., k - 1], ordered[..., -k]
 

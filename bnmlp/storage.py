@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO
 
@@ -56,14 +56,48 @@ def write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict:
-    """Read what :func:`write_json` wrote; an empty dict if there is no such file."""
+def read_text(path: Path) -> str:
+    """Read UTF-8 in any locale, with or without a byte-order mark."""
+    return path.read_text(encoding="utf-8-sig")
+
+
+def parse_json(path: Path) -> object:
+    """Read JSON that a person wrote.
+
+    Raises:
+        ValueError: If the file is no JSON.
+    """
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON in UTF-8: {error}") from error
+
+
+def read_json(path: Path, needed: Collection[str] = ()) -> dict:
+    """Read what :func:`write_json` wrote; an empty dict if there is no such file.
+
+    Args:
+        path: The file.
+        needed: Keys without which the file is damaged.
+
+    Raises:
+        StorageError: If the file is damaged.
+    """
+    try:
+        content = json.loads(read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as error:
-        raise StorageError(f"{path} is damaged ({error}); remove it and start again") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, f"not an object but a {type(content).__name__}")
+    if missing := sorted(set(needed) - set(content)):
+        raise _damaged(path, f"without {', '.join(missing)}")
+    return content
+
+
+def _damaged(path: Path, reason: object) -> StorageError:
+    return StorageError(f"{path} is damaged ({reason}); remove it and start again")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -71,28 +105,52 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     write_text(path, table.to_csv(index=False))
 
 
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read what :func:`write_csv` wrote.
+
+    Raises:
+        StorageError: If the file is damaged.
+    """
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
 def save_tensors(path: Path, content: dict) -> None:
     """Write tensors, numbers and text in dicts and lists atomically."""
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict:
+def load_tensors(
+    path: Path, device: torch.device | str = "cpu", needed: Collection[str] = ()
+) -> dict:
     """Read what :func:`save_tensors` wrote; nothing in the file is executed.
 
     Args:
         path: The file.
         device: Where the tensors go.
+        needed: Keys without which the file is of another kind.
 
     Raises:
         StorageError: If the file is truncated or not of this kind.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(content, dict) or set(needed) - set(content):
+            raise ValueError(f"a file without {', '.join(needed)}")
     except FileNotFoundError:
         raise
     except Exception as error:  # torch reports damage in a dozen ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StorageError(
-            f"{path} is truncated or no checkpoint ({reason}); restore it from a copy, "
+            f"{path} is truncated or no checkpoint ({reason(error)}); restore it from a copy, "
             "or remove it to start this run again from the first step"
         ) from error
+    return content
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line: the first of the message, with the kind where it needs it."""
+    line = next(iter(str(error).splitlines()), "")
+    explained = line and isinstance(error, (ValueError, OSError, RuntimeError))
+    return line if explained else f"{type(error).__name__}: {line}".rstrip(": ")

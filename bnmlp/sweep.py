@@ -1,20 +1,35 @@
 """Many runs, one folder each: through any executor, stopped and taken up at will."""
 
-import json
 import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
 from pathlib import Path
+from queue import SimpleQueue
 
 import pandas as pd
 import torch
 
+from bnmlp import storage
 from bnmlp.configuration import TrainingRun
+from bnmlp.threads import keep_threads
 from bnmlp.training import read_metrics, read_run, read_status, train
+
+End = tuple[bool, str]  # whether a run failed, and why or how it ended
+KILLED = "a worker process died, killed or out of memory"
+DIED = True, f"{KILLED}; the same call goes on from its last checkpoint"
 
 
 class SweepError(RuntimeError):
-    """Some runs failed; all others were finished, and each folder holds what was reached."""
+    """Some runs failed; all others were finished, and each folder holds what was reached.
+
+    Or no worker process could start, and nothing was trained.
+    """
 
 
 def read_runs(path: Path | str) -> list[TrainingRun]:
@@ -31,14 +46,11 @@ def read_runs(path: Path | str) -> list[TrainingRun]:
         ValueError: If the file is no such JSON, a field is unknown or out of range, or two runs
             have one name.
     """
-    try:
-        content = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    content = storage.parse_json(Path(path))
     defaults, entries = {}, content
     if isinstance(content, dict) and set(content) <= {"defaults", "runs"} and "runs" in content:
         defaults, entries = content.get("defaults", {}), content["runs"]
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in [defaults, *entries]):
         raise ValueError(f'{path}: expected a list of runs, or {{"defaults": ..., "runs": [...]}}')
     runs = [TrainingRun(**{**defaults, **entry}) for entry in entries]
     _check_names(runs)
@@ -56,12 +68,17 @@ def train_all(
 ) -> pd.DataFrame:
     """Train many runs, each in the folder ``directory/name``; finished ones are left alone.
 
+    Whatever a run raises, in this process or in another, fails that run alone; so does a worker
+    process that dies.
+
     Args:
         runs: What to train; names differ.
         directory: Parent of the folders. Workers on other machines must share it.
         executor: Anything with the interface of ``concurrent.futures.Executor``; Dask's is
             ``Client.get_executor(pure=False)``.
-        jobs: Processes on this machine if there is no executor, sharing its cores.
+        jobs: Processes on this machine if there is no executor, sharing its cores. They import
+            the script that calls this function, which therefore needs
+            ``if __name__ == "__main__":`` around the call.
         root: Folder of the datasets.
         progress: Called with one line for each run that ends, and with one job also for each
             epoch.
@@ -70,7 +87,8 @@ def train_all(
         As :func:`gather`.
 
     Raises:
-        bnmlp.sweep.SweepError: If some runs failed, after all others have ended.
+        bnmlp.sweep.SweepError: If some runs failed, after all others have ended; or if processes
+            cannot start.
         ValueError: If two runs have one name, or ``jobs`` is not positive.
     """
     _check_names(runs)
@@ -78,24 +96,19 @@ def train_all(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     directory, say = Path(directory), progress or (lambda line: None)
     folders = {run.name: (directory / run.name).absolute() for run in runs}
-    if executor is None and jobs > 1:
-        threads = max(1, torch.get_num_threads() // jobs)
-        context = multiprocessing.get_context("spawn")  # forked processes and threads do not mix
-        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
-            failures = _through(pool, runs, folders, root, say)
-    elif executor is not None:
-        failures = _through(executor, runs, folders, root, say)
+    if executor is not None:
+        failures = _through(executor, _attempt, runs, folders, root, say)
+    elif jobs > 1:
+        with _Processes(jobs) as processes, ThreadPoolExecutor(jobs) as waiting:
+            failures = _through(waiting, processes.attempt, runs, folders, root, say)
     else:
         failures = {}
         for run in runs:
-            try:
-                train(run, folders[run.name], root=root, progress=_prefixed(run.name, progress))
-                say(f"{run.name}: {_outcome(folders[run.name])}")
-            except (ValueError, OSError) as error:
-                failures[run.name] = str(error)
-                say(f"{run.name}: failed: {error}")
+            shown = _prefixed(run.name, progress)
+            end = _attempt(run.model_dump(), folders[run.name], root, shown)
+            _report(run.name, end, failures, say)
     if failures:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
         raise SweepError(f"{len(failures)} of {len(runs)} runs failed: {listed}")
     return gather(directory)
 
@@ -125,7 +138,8 @@ def gather(directory: Path | str) -> pd.DataFrame:
         for position, column in enumerate(["name", *varied]):
             table.insert(position, column, row[column])
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    measured = [table for table in tables if len(table)]  # empty ones would change the types
+    return pd.concat(measured or tables[:1], ignore_index=True)
 
 
 def run_folders(directory: Path | str) -> list[Path]:
@@ -135,38 +149,101 @@ def run_folders(directory: Path | str) -> list[Path]:
     return [directory] if (directory / "run.json").exists() else sorted(found)
 
 
+class _Processes:
+    """Worker processes of one run each at a time; one that dies is replaced."""
+
+    def __init__(self, jobs: int) -> None:
+        self.threads = max(1, keep_threads() // jobs)
+        self.workers = [self._worker() for _ in range(jobs)]
+        self.idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+
+    def __enter__(self) -> "_Processes":
+        try:
+            for started in [worker.submit(int) for worker in self.workers]:
+                started.result()
+        except BrokenExecutor as error:
+            self.__exit__()
+            raise SweepError(
+                "no run was started: the worker processes ended as they began, see their messages "
+                "above. They import the script that called train_all; put that call under "
+                '`if __name__ == "__main__":`, or use jobs=1'
+            ) from error
+        for worker in self.workers:
+            self.idle.put(worker)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.shutdown()
+
+    def _worker(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")  # forked processes and threads do not mix
+        return ProcessPoolExecutor(1, context, torch.set_num_threads, (self.threads,))
+
+    def attempt(self, *arguments: object) -> End:
+        """:func:`_attempt` in an idle process."""
+        worker = self.idle.get()
+        try:
+            return worker.submit(_attempt, *arguments).result()
+        except BrokenExecutor:
+            worker = self._worker()
+            self.workers.append(worker)
+            return DIED
+        finally:
+            self.idle.put(worker)
+
+
 def _through(
     executor: Executor,
+    attempt: Callable[..., End],
     runs: Sequence[TrainingRun],
     folders: dict[str, Path],
     root: Path | str | None,
     say: Callable[[str], None],
 ) -> dict[str, str]:
     """Submit all runs and wait; names and reasons of those that failed."""
-    futures = {
-        executor.submit(_train_quietly, run.model_dump(), folders[run.name], root): run.name
-        for run in runs
-    }
-    failures = {}
-    for future in as_completed(futures):
-        name = futures[future]
-        try:
-            future.result()
-            say(f"{name}: {_outcome(folders[name])}")
-        except BrokenExecutor:
-            failures[name] = (
-                "a worker process died, killed or out of memory; the same call goes on from its "
-                "last checkpoint"
-            )
-            say(f"{name}: {failures[name]}")
-        except Exception as error:
-            failures[name] = str(error)
-            say(f"{name}: failed: {error}")
+    futures, failures = {}, {}
+    try:
+        for run in runs:
+            try:
+                future = executor.submit(attempt, run.model_dump(), folders[run.name], root)
+                futures[future] = run.name
+            except BrokenExecutor:
+                _report(run.name, DIED, failures, say)
+        for future in as_completed(futures):
+            try:
+                end = future.result()
+            except BrokenExecutor:
+                end = DIED
+            except Exception as error:  # of the executor: a lost worker, a call that was cancelled
+                end = True, storage.reason(error)
+            _report(futures[future], end, failures, say)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
     return failures
 
 
-def _train_quietly(fields: dict, folder: Path, root: Path | str | None) -> None:
-    train(TrainingRun(**fields), folder, root=root, progress=False)
+def _attempt(
+    fields: dict,
+    folder: Path,
+    root: Path | str | None,
+    progress: Callable[[str], None] | bool | None = False,
+) -> End:
+    """Train a run; how it ended is text, as not every exception can be sent to another process."""
+    try:
+        train(TrainingRun(**fields), folder, root=root, progress=progress)
+        return False, _outcome(folder)
+    except (Exception, SystemExit) as error:
+        return True, storage.reason(error)
+
+
+def _report(name: str, end: End, failures: dict[str, str], say: Callable[[str], None]) -> None:
+    failed, text = end
+    if failed:
+        failures[name] = text
+    say(f"{name}: {'failed: ' if failed else ''}{text}")
 
 
 def _outcome(folder: Path) -> str:
@@ -182,6 +259,8 @@ def _outcome(folder: Path) -> str:
         )
     if stopped:
         parts.append(f"{stopped} of {len(status['stopped'])} networks stopped early")
+    if status.get("unmeasured"):
+        parts.append(f"{len(status['unmeasured'])} measurements without a value")
     return ", ".join(parts)
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from tqdm import tqdm
 
 from bnmlp import storage
-from bnmlp.configuration import TrainingRun
+from bnmlp.configuration import METRICS, TrainingRun, complaints
 from bnmlp.data import Dataset, load_dataset
 from bnmlp.evaluation import STATISTICS, evaluate
 from bnmlp.layers import layer_table
@@ -25,9 +26,16 @@ from bnmlp.replicas import read_replica, subset, write_replica
 from bnmlp.seeds import random_source, stored_streams
 from bnmlp.settings import default_device
 from bnmlp.sgd import scored_losses, scored_step
+from bnmlp.threads import keep_threads
 
 # A checkpoint within an epoch once the work since the last one exceeds this many times its cost.
 CHECKPOINT_EVERY = 20
+Batches = list[tuple[Tensor, Tensor]]
+COLUMNS = ("epoch", "step", "replica", "learning_rate", *METRICS)
+CHECKPOINT = (
+    "model", "optimizer", "step", "since", "sums", "rows", "stopped", "frozen", "best",
+    "best_epoch", "seconds",
+)  # fmt: skip
 
 
 def train(
@@ -44,8 +52,10 @@ def train(
     asked for, ``status.json`` and ``checkpoint.pt``. Every file is replaced in one step, so the
     process may be killed at any moment; called again, it goes on from the checkpoint, and weights
     and metrics are bit for bit those of a run that was never interrupted, on the same machine with
-    as many threads. A network whose loss is no longer finite, or that meets a stop rule, stops
-    alone.
+    as many threads; the number of this thread when the call begins is kept to its end. A network
+    whose loss is no longer finite, or that meets a stop rule, stops alone. A measurement that
+    fails never ends the run: what has no value is nan, and ``"unmeasured"`` in ``status.json``
+    says why.
 
     Args:
         run: What to train.
@@ -60,7 +70,8 @@ def train(
         ``step``, ``replica`` (which counts the networks of all variants; with several variants
         also ``activation`` and ``gain_exponent``), ``learning_rate``, ``train_loss`` and
         ``train_accuracy`` (mean over the steps since the row before), and loss and accuracy on the
-        test data for each of the three statistics of :func:`evaluate`.
+        test data for each of the three statistics of :func:`evaluate`. No row if every network
+        stopped before the first evaluation.
 
     Raises:
         ValueError: If the folder belongs to a run with another configuration (the differences are
@@ -70,6 +81,7 @@ def train(
             another process trains in this folder.
     """
     directory = Path(directory)
+    keep_threads()
     finished = read_status(directory).get("state") == "done"
     if finished:
         _refuse_other(run, directory)
@@ -102,22 +114,31 @@ def load_model(directory: Path | str, *, best: bool = False) -> BNMLP:
         remedy = "train with save_best" if best else "train() writes one"
         raise FileNotFoundError(f"{path} is missing: {remedy}")
     model = read_run(directory).build("meta")
-    model.load_state_dict(storage.load_tensors(path)["model"], assign=True)
+    model.load_state_dict(storage.load_tensors(path, needed=["model"])["model"], assign=True)
     return model
 
 
 def read_run(directory: Path | str) -> TrainingRun:
-    """The configuration of a run's folder."""
+    """The configuration of a run's folder.
+
+    Raises:
+        FileNotFoundError: If the folder is not that of a run.
+        bnmlp.storage.StorageError: If the configuration is damaged.
+    """
     path = Path(directory) / "run.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {directory} is not the folder of a run")
-    return TrainingRun.model_validate_json(path.read_text())
+    try:
+        return TrainingRun.model_validate_json(storage.read_text(path))
+    except ValueError as error:
+        why = "; ".join(complaints(error)) if isinstance(error, ValidationError) else error
+        raise storage.StorageError(f"{path} is damaged ({why}); restore it from a copy") from error
 
 
 def read_metrics(directory: Path | str) -> pd.DataFrame:
     """The metrics of a run's folder, see :func:`train`; an empty table before the first."""
     path = Path(directory) / "metrics.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["epoch", "replica"])
+    return storage.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS, dtype=float)
 
 
 def read_layers(directory: Path | str) -> pd.DataFrame:
@@ -142,12 +163,28 @@ def _read_parts(folder: Path) -> pd.DataFrame:
     parts = sorted(folder.glob("epoch-*.csv"))
     if not parts:
         raise FileNotFoundError(f"no measurements in {folder}; the run has not made any")
-    return pd.concat([pd.read_csv(part) for part in parts])
+    return pd.concat([storage.read_csv(part) for part in parts])
 
 
 def read_status(directory: Path | str) -> dict:
     """How far the run of a folder is: ``status.json``, empty if there is none."""
-    return storage.read_json(Path(directory) / "status.json")
+    needed = ("state", "epoch", "stopped", "seconds")
+    return storage.read_json(Path(directory) / "status.json", needed)
+
+
+def improves(value: float, best: float, metric: str) -> bool:
+    """Whether an evaluation is better than the best one so far.
+
+    A value that is nan never is; any other is better than none, which is nan.
+
+    Args:
+        value: Of the metric.
+        best: Of the same metric.
+        metric: Its name: of a loss less is better, of an accuracy more.
+    """
+    if math.isnan(value) or math.isnan(best):
+        return not math.isnan(value)
+    return value < best if "loss" in metric else value > best
 
 
 def epoch_orders(seed: int, replicas: int, epoch: int, samples: int) -> Tensor:
@@ -228,6 +265,7 @@ class _Training:
         self.since = 0  # steps in the sums
         self.rows: list[dict] = []
         self.stopped = [""] * run.networks  # why, for each network
+        self.unmeasured: list[str] = []  # what has no value, and why
         self.frozen: dict[int, dict[str, Tensor]] = {}  # networks as they were when they stopped
         self.best = torch.full((run.networks,), torch.nan, dtype=torch.float64)
         self.best_epoch = torch.zeros(run.networks, dtype=torch.int64)
@@ -238,7 +276,7 @@ class _Training:
         """Take the state from the checkpoint, or begin."""
         path = self.directory / "checkpoint.pt"
         if path.exists():
-            state = storage.load_tensors(path, self.device)
+            state = storage.load_tensors(path, self.device, CHECKPOINT)
             self.model = self.run.build("meta")
             self.model.load_state_dict(state["model"], assign=True)
             self.optimizer = self._optimizer()
@@ -249,6 +287,7 @@ class _Training:
             self.frozen = state["frozen"]
             self.best, self.best_epoch = state["best"].cpu(), state["best_epoch"].cpu()
             self.seconds = state["seconds"]
+            self.unmeasured = state.get("unmeasured", [])  # older checkpoints have none
             self.saved_at = time.monotonic()
             self.started = self.saved_at - self.seconds
         else:
@@ -363,15 +402,16 @@ class _Training:
 
     def _apply_stop_rules(self, values: dict[str, Tensor], at_end: bool) -> None:
         run = self.run
+        known = ~values[run.metric.replace("accuracy", "loss")].isnan()
+        metric = values[run.metric].where(known, torch.nan)  # logits that are nan hit by chance
         sign = -1 if "loss" in run.metric else 1
-        metric = values[run.metric]
         epoch = self.step / self.steps_per_epoch
         improved = []
         for r, stopped in enumerate(self.stopped):
             if stopped:
                 continue
             value = metric[r].item()
-            if not sign * value <= sign * self.best[r].item():  # nan before the first
+            if improves(value, self.best[r].item(), run.metric):
                 self.best[r], self.best_epoch[r] = value, math.ceil(epoch)
                 improved.append(r)
             if run.target is not None and sign * value >= sign * run.target:
@@ -389,7 +429,8 @@ class _Training:
         path = self.directory / "best.pt"
         if len(improved) < self.run.networks and path.exists():
             best = self.run.build("meta")
-            best.load_state_dict(storage.load_tensors(path, self.device)["model"], assign=True)
+            state = storage.load_tensors(path, self.device, ["model"])
+            best.load_state_dict(state["model"], assign=True)
             for r in improved:
                 write_replica(best, r, read_replica(self.model, r))
         else:
@@ -399,34 +440,71 @@ class _Training:
     def _measure(self, epoch: int) -> None:
         """Measure the layers of all networks whose weights are finite."""
         order = torch.randperm(len(self.x), generator=random_source(1))
-        batch, probe = order[: self.run.batch_size], order[: 2 * self.run.width]
         finite = [w.isfinite().all(-1).all(-1) for w in self.model.layer_weights()]
         alive = torch.stack(finite).all(0).nonzero().flatten().tolist()
-        if not alive:
-            return
-        model = self.model if len(alive) == self.run.networks else subset(self.model, alive)
-        table = layer_table(model, self.x[batch], self.y[batch], self.x[probe]).reset_index()
-        table["replica"] = table["replica"].map(dict(enumerate(alive)))
-        table.insert(0, "epoch", epoch)
-        storage.write_csv(self.directory / "layers" / f"epoch-{epoch:05}.csv", table)
-        if self.run.quantities:
+        for r in sorted(set(range(self.run.networks)) - set(alive)):
+            self._note(epoch, r, "layers", "weights are not finite")
+        if alive:
+            self._measure_layers(epoch, alive, order)
+        if alive and self.run.quantities:
             samples = order[: self.run.curvature_samples]
             self._measure_curvature(epoch, alive, samples.split(self.run.batch_size))
 
-    def _measure_curvature(self, epoch: int, alive: list[int], parts: Sequence[Tensor]) -> None:
-        from bnmlp.curvature import curvature_table  # its libraries take seconds to import
+    def _measure_layers(self, epoch: int, alive: list[int], order: Tensor) -> None:
+        batch, probe = order[: self.run.batch_size], order[: 2 * self.run.width]
+        model = self.model if len(alive) == self.run.networks else subset(self.model, alive)
+        try:
+            table = layer_table(model, self.x[batch], self.y[batch], self.x[probe]).reset_index()
+        except Exception as error:  # whatever it is, training goes on
+            for r in alive:
+                self._note(epoch, r, "layers", storage.reason(error))
+            return
+        table["replica"] = table["replica"].map(dict(enumerate(alive)))
+        for r, rows in table.groupby("replica"):
+            lacking = rows.isna()
+            lacking["gradient_norm"] |= rows["gradient_norm"].eq(math.inf)
+            for quantity in lacking.columns[lacking.any()]:
+                first = rows["layer"][lacking[quantity]].min()
+                self._note(epoch, r, quantity, f"not finite from layer {first} on")
+        table.insert(0, "epoch", epoch)
+        storage.write_csv(self.directory / "layers" / f"epoch-{epoch:05}.csv", table)
 
+    def _measure_curvature(self, epoch: int, alive: list[int], parts: Sequence[Tensor]) -> None:
         batches = [(self.x[i], self.y[i]) for i in parts if len(i) == self.run.batch_size]
         start, tables = self.run.build(self.device), []
         for r in alive:
             weights = parameters_to_vector(subset(start, [r]).parameters()).detach()
-            table = curvature_table(subset(self.model, [r]), weights, batches, self.run.quantities)
+            table = self._curvature(epoch, r, weights, batches)
             table.insert(0, "epoch", epoch)
             table.insert(1, "replica", r)
             tables.append(table)
         path = self.directory / "curvature" / f"epoch-{epoch:05}.csv"
         path.parent.mkdir(exist_ok=True)
         storage.write_csv(path, pd.concat(tables))
+
+    def _curvature(self, epoch: int, r: int, start: Tensor, batches: Batches) -> pd.DataFrame:
+        """The quantities of one network, each on its own if they fail together; nan for those."""
+        from bnmlp.curvature import curvature_table  # its libraries take seconds to import
+
+        def table(quantities: Sequence[str]) -> pd.DataFrame:
+            return curvature_table(subset(self.model, [r]), start, batches, quantities)
+
+        with contextlib.suppress(Exception):
+            return table(self.run.quantities)
+        tables = []
+        for quantity in self.run.quantities:
+            try:
+                tables.append(table([quantity]))
+            except Exception as error:  # whatever a library raises, training goes on
+                self._note(epoch, r, quantity, storage.reason(error))
+                tables.append(pd.DataFrame({"quantity": [quantity], "index": 1, "value": math.nan}))
+        return pd.concat(tables)
+
+    def _note(self, epoch: int, r: int, quantity: str, why: str) -> None:
+        """Keep why a quantity of a network has no value, once."""
+        note = f"{quantity} of network {r} at epoch {epoch}: {why}"
+        if note not in self.unmeasured:
+            self.unmeasured.append(note)
 
     def _save(self, state: str) -> None:
         start = time.monotonic()
@@ -437,6 +515,7 @@ class _Training:
             "step": self.step, "since": self.since, "sums": self.sums, "rows": self.rows,
             "stopped": self.stopped, "frozen": self.frozen,
             "best": self.best, "best_epoch": self.best_epoch, "seconds": self.seconds,
+            "unmeasured": self.unmeasured,
         }  # fmt: skip
         storage.save_tensors(self.directory / "checkpoint.pt", checkpoint)
         if self.rows:
@@ -448,6 +527,7 @@ class _Training:
             "step": self.step,
             "steps": self.steps,
             "stopped": self.stopped,
+            "unmeasured": self.unmeasured,
             "seconds": round(self.seconds, 1),
             "device": str(self.device),
             "process": os.getpid(),

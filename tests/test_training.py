@@ -1,9 +1,13 @@
 """Runs that are killed, refused, starved of disk, and compared with plain PyTorch."""
 
 import contextlib
+import math
 import multiprocessing
+import os
 import random
 import resource
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,11 +16,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bnmlp import TrainingRun, load_dataset, load_model, read_layers, read_metrics, train
+from bnmlp import (
+    TrainingRun,
+    gradient_norms,
+    load_dataset,
+    load_model,
+    read_layers,
+    read_metrics,
+    train,
+)
 from bnmlp.isometry import isometry_gap
 from bnmlp.reference import PlainNetwork
+from bnmlp.seeds import random_source
 from bnmlp.storage import StorageError
-from bnmlp.training import epoch_orders, read_curvature, read_status
+from bnmlp.training import epoch_orders, improves, read_curvature, read_run, read_status
 
 SMALL = {
     "dataset": "digits", "depth": 6, "width": 20, "batch_size": 50, "replicas": 2,
@@ -303,6 +316,127 @@ def test_a_network_that_diverges_stops_alone(tmp_path):
     assert read_layers(folder).loc[4].index.unique("replica").tolist() == [0]
 
 
+@pytest.mark.parametrize(
+    ("value", "best", "metric", "better"),
+    [
+        (0.9, 0.8, "test_accuracy_batch", True),
+        (0.8, 0.9, "test_accuracy_batch", False),
+        (0.8, 0.9, "train_loss", True),
+        (0.9, 0.9, "train_loss", False),
+        (math.inf, math.nan, "train_loss", True),
+        (0.1, math.nan, "test_accuracy_batch", True),
+        (math.nan, 0.9, "train_loss", False),
+        (math.nan, 0.9, "test_accuracy_batch", False),
+        (math.nan, math.nan, "train_loss", False),
+    ],
+)
+def test_nan_improves_nothing_and_anything_improves_nan(value, best, metric, better):
+    assert improves(value, best, metric) is better
+
+
+@pytest.mark.parametrize("metric", ["test_loss_running", "test_accuracy_running"])
+def test_an_evaluation_that_is_nan_neither_becomes_the_best_nor_meets_a_target(metric, tmp_path):
+    run = small(save_best=True, patience=1, metric=metric, target=0.0 if "loss" in metric else 1.0)
+    interrupted(run, tmp_path, 2)
+    best = load_model(tmp_path, best=True)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["model"]["running_var"].fill_(torch.nan)  # for evaluation only; training goes on
+    if "accuracy" in metric:
+        state["best"].zero_()  # below chance, which logits that are nan reach
+    torch.save(state, tmp_path / "checkpoint.pt")
+    metrics = train(run, tmp_path)
+    last = metrics[metrics["epoch"] == 3]
+    assert last["test_loss_running"].isna().all()
+    assert (last["test_accuracy_running"] > 0).all()
+    assert np.isfinite(last["train_loss"]).all()
+    for name, value in load_model(tmp_path, best=True).state_dict().items():
+        assert torch.equal(value, best.state_dict()[name]), name
+    assert read_status(tmp_path)["stopped"] == [f"no better {metric} since epoch 2"] * 2
+
+
+EXPLODING = {
+    "norm": "none", "activation": "relu", "gain_exponent": 0.0, "init": "gaussian", "depth": 60,
+}  # fmt: skip
+
+
+def test_networks_that_stop_before_the_first_evaluation_leave_a_table_without_rows(tmp_path):
+    run = small(**EXPLODING, learning_rate=1e30)
+    table = train(run, tmp_path)
+    assert len(table) == 0
+    assert {"epoch", "step", "replica", "train_loss", "test_accuracy_batch"} <= set(table.columns)
+    status = read_status(tmp_path)
+    assert status["state"] == "done"
+    assert all("loss not finite at step" in why for why in status["stopped"])
+    pd.testing.assert_frame_equal(train(run, tmp_path), table)
+
+
+def test_gradients_beyond_float32_are_measured_in_float64(tmp_path):
+    run = small(**EXPLODING, init_gain=6.0, epochs=1)
+    train(run, tmp_path)
+    assert read_status(tmp_path)["state"] == "done"
+    data, order = load_dataset("digits"), torch.randperm(1442, generator=random_source(1))
+    batch = order[: run.batch_size]
+    with pytest.raises(ValueError, match="norms are not finite"):
+        gradient_norms(run.build(), data.train_x[batch], data.train_y[batch])
+    expected = gradient_norms(
+        run.build().double(), data.train_x[batch].double(), data.train_y[batch]
+    )[:-1]
+    assert expected.min() > 1e37
+    found = read_layers(tmp_path).loc[0]["gradient_norm"].to_numpy()
+    np.testing.assert_allclose(found, expected.flatten(), rtol=1e-9)
+
+
+def test_a_measurement_without_a_value_is_nan_with_the_reason_and_the_run_goes_on(tmp_path):
+    asked = {"quantities": ("covariance", "weights"), "curvature_samples": 100}
+    run = small(**EXPLODING | {"depth": 6}, init_gain=1e9, epochs=1, **asked)
+    train(run, tmp_path)
+    status = read_status(tmp_path)
+    assert status["state"] == "done"
+    layers = read_layers(tmp_path).loc[0]
+    finite = layers["linear_gap"].notna().groupby("layer").all()
+    assert finite.loc[:4].all() and not finite.loc[5:].any(), finite
+    assert layers["weight_gap"].notna().all()
+    notes = status["unmeasured"]
+    assert "linear_gap of network 1 at epoch 0: not finite from layer 5 on" in notes
+    values = read_curvature(tmp_path).loc[0, 1].set_index("quantity")["value"]
+    assert math.isnan(values["covariance"])
+    assert any(note.startswith("covariance of network 1 at epoch 0: ") for note in notes)
+    weights = torch.cat([p[1] if p.ndim == 3 else p[:, 1].flatten(0, 1) for p in parts(run)])
+    assert values["weight_norm"] == pytest.approx(weights.double().norm().item(), rel=1e-6)
+    assert values["distance_from_start"] == 0
+
+
+def parts(run):
+    """The weights of all layers as matrices of 20 columns, replica first or second."""
+    model = run.build()
+    columns = run.width
+    first = model.input_weight.detach().flatten(1).unflatten(1, (-1, columns))
+    return first, model.hidden_weight.detach(), model.output_weight.detach()
+
+
+def test_a_loss_without_curvature_does_not_end_the_run(tmp_path):
+    asked = {"quantities": ("hessian", "loss"), "curvature_samples": 100}
+    run = small(norm="none", activation="tanh", init_gain=1e-30, epochs=1, **asked)
+    train(run, tmp_path)
+    assert read_status(tmp_path)["state"] == "done"
+    values = read_curvature(tmp_path).loc[0, 0].set_index("quantity")["value"]
+    assert values["loss"] == pytest.approx(math.log(10), rel=1e-6)
+    hessian = values[values.index.str.startswith("hessian")]
+    assert len(hessian) and not (hessian.abs() > 0).any(), hessian
+
+
+def test_a_network_that_breaks_at_the_last_step_is_told(tmp_path):
+    run = small(epochs=1)
+    interrupted(run, tmp_path, 1)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["model"]["hidden_weight"][3, 1, 0, 0] = torch.inf
+    torch.save(state, tmp_path / "checkpoint.pt")
+    train(run, tmp_path)
+    status = read_status(tmp_path)
+    assert status["state"] == "done"
+    assert status["unmeasured"] == ["layers of network 1 at epoch 1: weights are not finite"]
+
+
 def test_stop_rules_keep_the_network_as_it_was(tmp_path):
     free = train(small(epochs=6), tmp_path / "free")
     accuracy = free[free["replica"] == 0]["test_accuracy_batch"]
@@ -371,6 +505,15 @@ def test_networks_do_not_depend_on_their_company(tmp_path):
         ("dataset", "imagenet", "mnist5k"),
         ("activation", "tahn", "'tanh'"),
         ("name", "../elsewhere", "pattern"),
+        ("name", "/elsewhere", "pattern"),
+        ("name", "a/b", "pattern"),
+        ("name", "a\\b", "pattern"),
+        ("name", "", "pattern"),
+        ("name", "a\n", "pattern"),
+        ("name", ".", "cannot name a folder"),
+        ("name", "..", "cannot name a folder"),
+        ("name", "NUL", "cannot name a folder"),
+        ("name", "com1.txt", "cannot name a folder"),
         ("epoch", 3, "Extra inputs"),
         ("batch_size", 1, "greater than or equal to 2"),
         ("quantities", ("jerk",), "'hessian'"),
@@ -397,3 +540,85 @@ def test_too_few_samples_for_a_batch_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="bnmlp data get cifar100"):
         train(small(dataset="cifar100"), tmp_path / "other", root=tmp_path)
     assert not (tmp_path / "other").exists()
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_run_with_a_name_beyond_ascii_goes_on_in_a_locale_of_ascii(tmp_path):
+    run = small(name="größe")
+    interrupted(run, tmp_path, 2)
+    command("train", "--config", tmp_path / "run.json", "--directory", tmp_path, **ASCII)
+    assert read_status(tmp_path)["state"] == "done"
+    assert read_run(tmp_path) == run
+    assert "größe" in command("status", tmp_path, PYTHONIOENCODING="utf-8")
+    assert "gr\\xf6\\xdfe" in command("status", tmp_path, PYTHONIOENCODING="iso-8859-7")
+
+
+def command(*arguments, **environment):
+    """What the command prints, as UTF-8."""
+    program = [sys.executable, "-c", "from bnmlp.cli import main; main()"]
+    ended = subprocess.run(
+        [*program, *map(str, arguments)],
+        env=os.environ | environment, capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    run = small(epochs=1)
+    first = train(run, tmp_path)
+    for name in ("run.json", "status.json", "metrics.csv"):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    pd.testing.assert_frame_equal(train(run, tmp_path), first)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("status.json", b"[1]", "not an object but a list"),
+        ("status.json", b'{"state": "done"}', "without epoch, seconds, stopped"),
+        ("status.json", b"[" * 100_000, "recursion"),
+        ("status.json", b"\xff", "decode"),
+        ("run.json", b"[1]", "run: Input should be an object"),
+        ("run.json", b'{"depth": "deep"}', "depth: Input should be a valid integer"),
+        ("run.json", b"\xff", "decode"),
+        ("metrics.csv", b"", "No columns"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(name, content, message, tmp_path):
+    run = small(epochs=1)
+    train(run, tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StorageError, match=rf"{name} is damaged \(.*{message}"):
+        train(run, tmp_path)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    interrupted(small(), tmp_path, 2)
+    for other in ([1, 2], {"weights": torch.zeros(2)}):
+        torch.save(other, tmp_path / "checkpoint.pt")
+        with pytest.raises(StorageError, match="no checkpoint .*a file without model"):
+            train(small(), tmp_path)
+        with pytest.raises(StorageError, match="no checkpoint .*a file without model"):
+            load_model(tmp_path)
+    assert read_run(tmp_path) == small()
+
+
+def test_every_module_works_without_docstrings(tmp_path):
+    program = """
+import importlib, pkgutil, bnmlp
+for module in pkgutil.iter_modules(bnmlp.__path__):
+    importlib.import_module(f"bnmlp.{module.name}")
+from bnmlp.cli import main
+main()
+"""
+    options = {"dataset": "digits", "depth": 3, "width": 10, "epochs": 1, "directory": tmp_path}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    ended = subprocess.run(
+        [sys.executable, "-OO", "-c", program, "train", *arguments], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert read_status(tmp_path)["state"] == "done"
