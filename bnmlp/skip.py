@@ -157,14 +157,38 @@ def weight_gradients(model: SkipMLP, x: Tensor, y: Tensor) -> list[Tensor]:
 def recalibrate(model: SkipMLP, x: Tensor) -> None:
     """Set the running averages to the statistics of these samples, layer by layer.
 
+    The variance is the biased one that normalises in training, so that evaluation gives what
+    training makes of these samples as one batch.
+
     Args:
         model: R networks; nothing changes without batch normalisation.
         x: Training samples, one batch. Shape ``(N, in_features)``.
+
+    Raises:
+        ValueError: If samples do not fit or are fewer than two.
     """
+    if model.variant == "plain":
+        return
+    check_samples("recalibrate", model, x)
     momentum, training = model.momentum, model.training
-    model.train().momentum = 1.0
-    model(x)
-    model.train(training).momentum = momentum
+    try:
+        model.train().momentum = 1.0
+        model(x)
+    finally:
+        model.train(training).momentum = momentum
+    model.running_var.mul_((len(x) - 1) / len(x))  # PyTorch keeps the unbiased one
+
+
+def check_samples(call: str, model: SkipMLP, x: Tensor, least: int = 2) -> None:
+    """Refuse samples that are not of shape ``(N, in_features)`` or too few for a variance."""
+    features = model.input_weight.shape[-1]
+    if x.ndim != 2 or x.shape[-1] != features:
+        raise ValueError(
+            f"{call}: expected samples of shape (N, {features}), got {tuple(x.shape)}; every "
+            "network takes the same"
+        )
+    if len(x) < least:
+        raise ValueError(f"{call}: needs at least {least} samples, got {len(x)}")
 
 
 @torch.no_grad()
@@ -185,14 +209,15 @@ def evaluate(
         y: Labels, int64. Shape ``(N,)``.
         statistics: ``"batch"``, ``"running"`` or ``"recalibrated"``.
         calibration: Training samples for ``"recalibrated"``. Shape ``(M, in_features)``.
-        batch_size: Samples in a batch for ``"batch"``, about; samples are taken in order.
+        batch_size: Samples in a batch for ``"batch"``, about; samples are taken in order, and no
+            batch has one sample only.
 
     Returns:
         Losses and accuracies.
 
     Raises:
         ValueError: If the name is unknown, calibration samples are missing, the batch size is
-            below 1 or samples do not fit.
+            below 1, or 2 with batch normalisation, or samples do not fit.
     """
     if statistics not in STATISTICS:
         raise ValueError(f"unknown statistics {statistics!r}; use one of {', '.join(STATISTICS)}")
@@ -200,15 +225,24 @@ def evaluate(
         raise ValueError('evaluate: "recalibrated" needs training samples, pass calibration=')
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}")
-    before, training = [b.clone() for b in model.buffers()], model.training
-    if statistics == "recalibrated":
-        recalibrate(model, calibration)
-    model.train(statistics == "batch")
+    normalized = statistics == "batch" and model.variant != "plain"
+    check_samples("evaluate", model, x, 2 if normalized else 1)
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"evaluate: {len(x)} samples need as many labels, got {tuple(y.shape)}")
+    if normalized and batch_size == 1:
+        raise ValueError("evaluate: a sample alone has no variance, batch_size must be at least 2")
     count = max(1, round(len(x) / batch_size)) if statistics == "batch" else 1
-    logits = torch.cat([model(part) for part in x.tensor_split(count)], 1).double()
-    model.train(training)
-    for buffer, value in zip(model.buffers(), before, strict=True):
-        buffer.copy_(value)
+    parts = x.tensor_split(min(count, len(x) // 2) if normalized else count)
+    before, training = [b.clone() for b in model.buffers()], model.training
+    try:
+        if statistics == "recalibrated":
+            recalibrate(model, calibration)
+        model.train(statistics == "batch")
+        logits = torch.cat([model(part) for part in parts], 1).double()
+    finally:
+        model.train(training)
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            buffer.copy_(value)
     labels = y.expand(model.replicas, -1)
     losses = F.cross_entropy(logits.mT, labels, reduction="none").mean(-1)
     return Evaluation(losses, (logits.argmax(-1) == labels).double().mean(-1))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,9 +136,73 @@ def test_statistics_are_those_that_they_are_named_after():
     losses = torch.stack([F.cross_entropy(logits, y) for logits in parts])
     torch.testing.assert_close(found["batch"].loss, losses)
     one_batch = model(x)
-    recalibrate(model, x)  # Bessel's correction is what is left between the two
-    torch.testing.assert_close(model.eval()(x), one_batch, rtol=0.3, atol=0.3)
-    torch.testing.assert_close(found["recalibrated"].accuracy, accuracy(model(x)))
+    recalibrate(model, x)
+    torch.testing.assert_close(model.eval()(x), one_batch)
+    torch.testing.assert_close(found["recalibrated"].accuracy, accuracy(one_batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_deep_network_predicts_after_recalibration_what_one_batch_does(dtype):
+    x = torch.randn(300, 20, dtype=dtype)
+    model = SkipMLP(40, "batch", in_features=20, width=32, replicas=3, dtype=dtype)
+    one_batch = model(x).argmax(-1)
+    recalibrate(model, x)
+    agreement = (model.eval()(x).argmax(-1) == one_batch).double().mean()
+    model.running_var.mul_(len(x) / (len(x) - 1))  # control: PyTorch's unbiased variance
+    unbiased = (model(x).argmax(-1) == one_batch).double().mean()
+    assert agreement > 0.99 > 0.9 > unbiased, f"{agreement} with the biased, {unbiased} without"
+
+
+def test_statistics_stay_as_they_were_when_samples_are_refused():
+    model = SkipMLP(4, "batch", replicas=2, **SIZES).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    y = torch.zeros(5, dtype=torch.int64)
+    for call, message in (
+        (lambda: recalibrate(model, torch.randn(1, 6)), "at least 2 samples, got 1"),
+        (lambda: recalibrate(model, torch.randn(2, 5, 6)), r"shape \(N, 6\), got \(2, 5, 6\)"),
+        (lambda: evaluate(model, torch.randn(1, 6), y[:1], "batch"), "at least 2 samples"),
+        (lambda: evaluate(model, torch.randn(5, 6), y[:4]), "5 samples need as many labels"),
+        (lambda: evaluate(model, torch.randn(5, 6), y, "batch", batch_size=1), "at least 2"),
+        (
+            lambda: evaluate(
+                model, torch.randn(5, 6), y, "recalibrated", calibration=torch.randn(2, 9, 6)
+            ),
+            r"got \(2, 9, 6\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert not model.training and model.momentum == 0.01
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_no_batch_of_a_test_set_is_left_with_one_sample():
+    model = SkipMLP(4, "batch", replicas=2, **SIZES)
+    x, y = torch.randn(355, 6), torch.randint(3, (355,))
+    found = evaluate(model, x, y, "batch", batch_size=2)
+    parts = [x[:3], *x[3:].split(2)]
+    logits = torch.cat([model(part) for part in parts], 1)
+    torch.testing.assert_close(found.accuracy, (logits.argmax(-1) == y).double().mean(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_numpy_integers_and_half_precision_are_accepted(variant, dtype):
+    four, sizes = np.int64(4), {k: np.int64(v) for k, v in SIZES.items() if k != "dtype"}
+    model = SkipMLP(four, variant, replicas=np.int32(2), seed=np.int64(3), dtype=dtype, **sizes)
+    plain = SkipMLP(4, variant, replicas=2, seed=3, **SIZES)
+    x, y = torch.randn(9, 6), torch.randint(3, (9,))
+    assert model(x.to(dtype)).dtype == dtype
+    torch.testing.assert_close(
+        model(x.to(dtype)).double(), plain(x), rtol=0, atol=10 * torch.finfo(dtype).eps
+    )
+    gradients = weight_gradients(model, x.to(dtype), y.expand(2, -1))
+    assert all(g.isfinite().all() and g.dtype == dtype for g in gradients)
+    assert (
+        evaluate(model, x.to(dtype), y, "recalibrated", calibration=x.to(dtype))
+        .loss.isfinite()
+        .all()
+    )
 
 
 def test_without_normalisation_the_statistics_make_no_difference():
