@@ -52,6 +52,7 @@ def _single_threaded(workers: int) -> ThreadPoolExecutor:
     started = threading.Barrier(workers + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # takes the default, which would else replace the one set below
         torch.set_num_threads(1)
         started.wait()
 

@@ -66,3 +66,9 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
     assert ((low <= median) & (median <= high)).all()
     assert [float(v) for v in median_interval(torch.arange(1.0, 11.0))] == [5.5, 2.0, 9.0]
     assert [float(v) for v in median_interval([3.0, 1.0, 2.0])] == [2.0, 1.0, 3.0]
+
+
+def test_the_interval_of_values_without_a_number_is_none():
+    values = np.array([[1.0, 2.0, np.nan, 4.0], [1.0, 2.0, 3.0, 4.0]])
+    for end, expected in zip(median_interval(values), (2.5, 1.0, 4.0), strict=True):
+        assert np.isnan(end[0]) and end[1] == expected

@@ -1,10 +1,14 @@
 """Many runs: over processes, over a Dask cluster that loses a worker, and by the command."""
 
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
@@ -40,10 +44,20 @@ def test_runs_of_a_file_share_its_defaults(tmp_path):
         ('{"run": []}', "expected a list of runs"),
         ('[{"name": "a"}, {"name": "a"}]', "these do not: a"),
         ('[{"deepness": 3}]', "deepness"),
+        ('{"defaults": [1], "runs": []}', "expected a list of runs"),
+        ('{"runs": {"a": 1}}', "expected a list of runs"),
+        ("[3]", "expected a list of runs"),
+        ('"runs"', "expected a list of runs"),
+        ("[" * 100_000, "is no JSON"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_runs(path)
+    path.write_text(json.dumps([{"name": "größe"}], ensure_ascii=False), encoding="utf-8-sig")
+    assert read_runs(path)[0].name == "größe"
+    path.write_text("[]", encoding="utf-16")
+    with pytest.raises(ValueError, match="is no JSON in UTF-8"):
+        read_runs(path)
 
 
 def test_a_sweep_is_taken_up_where_it_stopped_and_gathered_into_one_table(tmp_path):
@@ -72,6 +86,88 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path):
         with pytest.raises(SweepError, match="1 of 3 runs failed: wrong: 10 training samples"):
             train_all([wrong, *runs(2)], folder, executor=executor)
         assert [read_status(folder / f"run-{i}")["state"] for i in range(2)] == ["done"] * 2
+
+
+@contextmanager
+def everywhere(kind):
+    """Arguments of train_all for each way to train."""
+    if kind == "here":
+        yield {}
+    elif kind == "threads":
+        with ThreadPoolExecutor(2) as executor:
+            yield {"executor": executor}
+    elif kind == "processes":
+        yield {"jobs": 2}
+    elif kind == "executor of processes":
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+            yield {"executor": executor}
+    else:
+        distributed = pytest.importorskip("distributed")
+        with (
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None
+            ) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            yield {"executor": client.get_executor(pure=False)}
+
+
+SLOW = ("processes", "executor of processes", "cluster")
+
+
+@pytest.mark.parametrize(
+    "kind", ["here", "threads", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
+)
+def test_whatever_a_run_raises_fails_that_run_alone(kind, tmp_path):
+    huge = TrainingRun(**FIELDS | {"name": "huge", "width": 10**5, "depth": 10**5})
+    wrong = TrainingRun(**FIELDS, name="wrong")
+    wild = {"norm": "none", "activation": "relu", "gain_exponent": 0.0, "learning_rate": 1e30}
+    wild = TrainingRun(**FIELDS | wild | {"name": "wild", "depth": 30})
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "layers").write_text("")
+    lines = []
+    with everywhere(kind) as way, pytest.raises(SweepError) as failed:
+        train_all([huge, wrong, wild, *runs(1)], tmp_path, progress=lines.append, **way)
+    assert str(failed.value).startswith("2 of 4 runs failed: ")
+    assert "huge: MemoryError" in str(failed.value) or "huge: _ArrayMemory" in str(failed.value)
+    assert f"wrong: cannot use {tmp_path / 'wrong'}" in str(failed.value)
+    assert [read_status(tmp_path / name)["state"] for name in ("wild", "run-0")] == ["done"] * 2
+    ended = [line for line in lines if "done after" in line]
+    assert sorted(line.split(":")[0] for line in ended) == ["run-0", "wild"]
+    assert any("1 of 1 networks stopped early" in line for line in ended)
+    assert set(gather(tmp_path)["name"]) == {"run-0"}, "only one run came to an evaluation"
+
+
+@pytest.mark.slow
+def test_a_worker_process_that_is_killed_fails_its_run_alone(tmp_path):
+    long = TrainingRun(**FIELDS | {"name": "long", "epochs": 100_000})
+    with ThreadPoolExecutor(1) as background:
+        sweep = background.submit(train_all, [long, *runs(3)], tmp_path, jobs=2)
+        assert kill_a_worker_in_the_middle(None, tmp_path, [long])
+        with pytest.raises(SweepError, match="1 of 4 runs failed: long: a worker process died"):
+            sweep.result(timeout=300)
+    assert [read_status(tmp_path / f"run-{i}")["state"] for i in range(3)] == ["done"] * 3
+    assert read_status(tmp_path / "long")["state"] == "running"
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from bnmlp import TrainingRun, train_all\n"
+        f"train_all([TrainingRun(**{FIELDS!r})], {str(tmp_path / 'out')!r}, jobs=2)\n"
+    )
+    told = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert told.returncode == 1
+    last = told.stderr.strip().splitlines()[-1]
+    assert last.startswith("bnmlp.sweep.SweepError: no run was started: ")
+    assert 'under `if __name__ == "__main__":`' in last
+    assert "killed" not in told.stderr
+    guarded = script.read_text().replace("train_all([", 'if __name__ == "__main__": train_all([')
+    script.write_text(guarded)
+    told = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert read_status(tmp_path / "out" / "run")["state"] == "done"
 
 
 @pytest.mark.slow
@@ -173,8 +269,47 @@ def test_the_command_runs_files_and_reports_failures(tmp_path):
     assert "no run in" in bnmlp("status", tmp_path, code=1).stderr
 
 
+def test_a_network_that_stops_before_an_evaluation_is_shown(tmp_path):
+    wild = {"norm": "none", "activation": "relu", "gain_exponent": 0.0, "learning_rate": 1e30}
+    fields = FIELDS | wild | {"depth": 30, "name": "wild"}
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps({"runs": [fields, {**FIELDS, "name": "calm"}]}))
+    shown = bnmlp("run", path, tmp_path / "out")
+    assert "wild: done after" in shown.stderr
+    assert "calm: done after" in shown.stderr
+    rows = bnmlp("status", tmp_path / "out").output.splitlines()
+    assert [row.split()[1] for row in rows[1:]] == ["done", "done"]
+    path.write_text(json.dumps(fields))
+    shown = bnmlp("train", "--config", path, "--directory", tmp_path / "one").output
+    assert "network 0 stopped: loss not finite at step" in shown
+    assert len(gather(tmp_path / "one")) == 0
+
+
+def test_a_damaged_folder_is_shown_beside_the_others(tmp_path):
+    train_all(runs(2), tmp_path)
+    (tmp_path / "run-1" / "status.json").write_text("[1]")
+    rows = bnmlp("status", tmp_path).output.splitlines()
+    assert rows[1].split()[:2] == ["run-0", "done"]
+    assert "status.json is damaged" in rows[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("BNMLP_DEVICE", "cuda")
+    told = bnmlp("train", "--directory", tmp_path / "run", "--dataset", "digits", code=1)
+    expected = "bnmlp: BNMLP_DEVICE is cuda, but PyTorch finds none here; set it to auto\n"
+    assert told.output == expected
+
+
 def test_mistakes_on_the_command_line_are_one_line(tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "half.json").write_text('{"depth": ')
     for options, message in (
+        (["--name", ".."], "bnmlp: name: Value error, .. cannot name a folder"),
+        (["--config", tmp_path / "list.json"], "list.json: expected the fields of one run"),
+        (["--config", tmp_path / "half.json"], "half.json is no JSON"),
+        (["--config", tmp_path / "none.json"], "No such file"),
+        (["--width", 10**5, "--depth", 10**5, "--dataset", "digits"], "Unable to allocate"),
         (["--depth", "0"], "bnmlp: depth: Input should be greater than or equal to 1, got 0"),
         (["--learning-rate", "nan"], "bnmlp: learning_rate: Input should be a finite number"),
         (["--dataset", "cifar10", "--root", tmp_path], "bnmlp data get cifar10"),
@@ -184,6 +319,7 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path):
         )
         assert result.exit_code in (1, 2)
         assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
         assert "Traceback" not in result.output
 
 
