@@ -178,6 +178,8 @@ def patches(x: Tensor, side: int = 7) -> Tensor:
     Raises:
         ValueError: If rows are not squares of whole patches.
     """
+    if side < 1:
+        raise ValueError(f"patches: their side must be at least 1, got {side}")
     across = round(x.shape[-1] ** 0.5) // side
     if (across * side) ** 2 != x.shape[-1]:
         raise ValueError(f"{x.shape[-1]} pixels are not a square of patches of {side} x {side}")

@@ -1,5 +1,7 @@
 """Small convolutional networks: the ResNet of CIFAR with and without shortcuts, and a plain one."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -91,8 +93,13 @@ def simple_cnn(
         classes: Number of logits.
 
     Raises:
-        ValueError: If images are too small to be halved twice.
+        ValueError: If images are too small to be halved twice, or another size is below one.
     """
+    if min(in_channels, classes) < 1 or not 0 < wider < math.inf:
+        raise ValueError(
+            "simple_cnn: in_channels and classes must be at least 1 and wider positive, got "
+            f"{in_channels}, {classes} and {wider}"
+        )
     if side < 4:
         raise ValueError(f"simple_cnn: images need at least 4 x 4 pixels, got {side} x {side}")
     a, b, features = (max(1, round(wider * n)) for n in (32, 64, 128))
@@ -120,6 +127,8 @@ def images(x: Tensor, channels: int = 1, pooled: int = 1) -> Tensor:
     Raises:
         ValueError: If rows are not square images, or the small squares do not tile them.
     """
+    if channels < 1:
+        raise ValueError(f"images: channels must be at least 1, got {channels}")
     side = round((x.shape[-1] / channels) ** 0.5)
     if channels * side * side != x.shape[-1]:
         raise ValueError(f"{x.shape[-1]} features are not {channels} square images")

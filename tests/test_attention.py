@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,8 @@ def test_patches_tile_the_image():
     assert found[1].tolist() == [3, 4, 5, 9, 10, 11, 15, 16, 17]
     with pytest.raises(ValueError, match="not a square of patches"):
         patches(image, 4)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        patches(image, 0)
 
 
 def test_kernels_of_relu_are_those_of_samples():
@@ -198,3 +201,27 @@ def test_errors_name_the_cause():
     for tokens in (x[0], x[:, :1], x[..., :6], x.expand(2, 6, 5, 7)):
         with pytest.raises(ValueError, match=r"\(n, 5, 7\) or \(3, n, 5, 7\)"):
             small()(tokens)
+
+
+def test_tokens_without_an_axis_of_samples_are_not_taken_for_samples():
+    model = Transformer(7, 8, 1, 2, tokens=3, heads=2, replicas=3)
+    for shape in ((3, 7), (7,), (2, 3, 3, 7), (1, 1, 1, 3, 7)):
+        with pytest.raises(ValueError, match=r"expected tokens of shape \(n, 3, 7\)"):
+            model(torch.randn(shape))
+    x = torch.randn(3, 3, 7)  # three samples, and the same ones for every network
+    torch.testing.assert_close(model(x), model(x.expand(3, -1, -1, -1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_numpy_integers_and_half_precision_are_accepted(dtype):
+    sizes = {"tokens": 4, "heads": 2, "replicas": 3, "seed": 1}
+    numpy = {k: np.int64(v) for k, v in sizes.items()}
+    plain = Transformer(6, 8, 2, 3, **sizes)
+    model = Transformer(*map(np.int32, (6, 8, 2, 3)), dtype=dtype, **numpy)
+    x = torch.randn(5, 4, 6)
+    eps = max(torch.finfo(dtype).eps, torch.finfo(x.dtype).eps)
+    found = model(x.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), plain(x), rtol=0, atol=10 * eps)
+    gradients, losses = matrix_gradients(model, x.to(dtype), torch.randint(3, (5,)))
+    assert losses.isfinite().all() and all(g.isfinite().all() for g in gradients.values())

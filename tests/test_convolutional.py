@@ -1,3 +1,6 @@
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,9 +57,27 @@ def test_the_plain_network_has_the_sizes_of_the_study():
 
 
 @pytest.mark.parametrize(("channels", "wider"), [(1, 1 / 32), (1, 0.01), (3, 3 / 32), (32, 1.0)])
-def test_it_pools_twice_whatever_its_channels(channels, wider):
+def test_it_pools_after_every_second_convolution_whatever_its_channels(channels, wider):
     model = simple_cnn(8, in_channels=channels, wider=wider)
     assert model(torch.randn(2, channels, 8, 8)).shape == (2, 10)
+    kinds = [type(m).__name__ for m in model if not isinstance(m, torch.nn.ReLU)]
+    assert kinds == [*(["Conv2d", "Conv2d", "MaxPool2d"] * 2), "Flatten", "Linear", "Linear"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_numpy_integers_and_half_precision_are_accepted(dtype):
+    one, two, eight = (np.int64(n) for n in (1, 2, 8))
+    torch.manual_seed(1)
+    resnet = ResNet(one, two, in_channels=one, classes=two)
+    cnn = simple_cnn(eight, in_channels=one, wider=np.float64(0.1), classes=two)
+    x = images(torch.randn(5, 256), np.int32(1), two)
+    for model in (resnet, cnn):
+        expected = model(x)
+        found = copy.deepcopy(model).to(dtype)(x.to(dtype))
+        found.sum().backward()
+        assert found.dtype == dtype
+        eps = max(torch.finfo(dtype).eps, torch.finfo(x.dtype).eps)
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=20 * eps)
 
 
 def test_rows_become_images():
@@ -71,5 +92,11 @@ def test_rows_become_images():
         images(x, pooled=3)
     with pytest.raises(ValueError, match="at least 4 x 4"):
         simple_cnn(3)
-    with pytest.raises(ValueError, match="at least 1"):
-        ResNet(0)
+    for call in (
+        lambda: ResNet(0),
+        lambda: images(x, 0),
+        lambda: simple_cnn(8, classes=0),
+        lambda: simple_cnn(8, wider=float("nan")),
+    ):
+        with pytest.raises(ValueError, match="at least 1"):
+            call()
