@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bnmlp.configuration import QUANTITIES
 from bnmlp.engine import class_labels
 from bnmlp.model import BNMLP
-from bnmlp.modes import autocast_devices, outside_modes
+from bnmlp.modes import autocast_devices, ordinary, outside_modes
 from bnmlp.precision import float64
 from bnmlp.seeds import seed_of
 
@@ -242,16 +242,11 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """
     module = _Logits(model)
     values = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
-    logits = torch.func.functional_call(module, values, (_ordinary(x),))
-    labels = class_labels(_ordinary(y), 1, *logits.shape, x.device)[0]
+    logits = torch.func.functional_call(module, values, (ordinary(x),))
+    labels = class_labels(ordinary(y), 1, *logits.shape, x.device)[0]
     loss = F.cross_entropy(logits, labels)
     parts = torch.autograd.grad(loss, list(values.values()), materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])
-
-
-def _ordinary(x: Tensor) -> Tensor:
-    """A tensor autograd can keep, also if it was made in inference mode."""
-    return x.clone() if x.is_inference() else x
 
 
 @outside_modes

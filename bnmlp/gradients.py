@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from bnmlp import engine
 from bnmlp.model import BNMLP
-from bnmlp.modes import outside_modes
+from bnmlp.modes import ordinary, outside_modes
 from bnmlp.precision import float64
 from bnmlp.replicas import subset
 
@@ -204,8 +204,8 @@ def _record(
 def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
     if not all(p.requires_grad for p in model.parameters()):
         model = subset(model, range(model.replicas))
-    logits = model.logits(x.clone() if x.is_inference() else x)
-    loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / x.shape[-2]
+    logits, y = model.logits(ordinary(x)).flatten(0, 1), ordinary(y).flatten()
+    loss = F.cross_entropy(logits, y, reduction="sum") / x.shape[-2]
     weights = (model.input_weight, model.hidden_weight, model.output_weight)
     first, hidden, last = torch.autograd.grad(loss, weights, materialize_grads=True)
     norms = torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]])

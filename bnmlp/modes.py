@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 P, T = ParamSpec("P"), TypeVar("T")
 AUTOCAST = ("cpu", "cuda", "mps")  # devices
@@ -14,6 +15,11 @@ AUTOCAST = ("cpu", "cuda", "mps")  # devices
 def autocast_devices() -> list[str]:
     """Where ``torch.autocast`` is on."""
     return [device for device in AUTOCAST if torch.is_autocast_enabled(device)]
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """A tensor that autograd can keep, also if it was made in inference mode."""
+    return x.clone() if x.is_inference() else x
 
 
 def outside_modes(function: Callable[P, T]) -> Callable[P, T]:

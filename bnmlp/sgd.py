@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnmlp import engine
 from bnmlp.model import BNMLP
-from bnmlp.modes import outside_modes
+from bnmlp.modes import ordinary, outside_modes
 
 
 def sgd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
@@ -148,8 +148,7 @@ def _capture(model: BNMLP, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, 
 def _autograd_step(
     model: BNMLP, x: Tensor, y: Tensor, learning_rate: float
 ) -> tuple[Tensor, Tensor]:
-    x, y = (t.clone() if t.is_inference() else t for t in (x, y))
-    losses, correct = scored_losses(model, x, y)
+    losses, correct = scored_losses(model, ordinary(x), ordinary(y))
     parameters = [p for p in _parameters(model) if p.requires_grad]
     if not parameters:
         return losses, correct
