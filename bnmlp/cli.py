@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from bnmlp.configuration import TrainingRun, complaints
-from bnmlp.data import LOADERS, load_dataset
+from bnmlp.data import LOADERS, fetch_command, load_dataset
 from bnmlp.storage import StorageError, parse_json, reason
 from bnmlp.sweep import read_runs, run_folders, train_all
 from bnmlp.training import read_metrics, read_run, read_status
@@ -84,7 +84,7 @@ def list_data(root: Root = None) -> None:
             found = load_dataset(name, root)
             text = f"{len(found.train_x)} + {len(found.test_x)} samples, {found.source}"
         except FileNotFoundError:
-            text = f"missing: bnmlp data get {name}"
+            text = f"missing: {fetch_command(name, root)}"
         except ValueError as error:
             text = f"damaged: {error}"
         typer.echo(f"{name:14} {text}")
