@@ -2,6 +2,7 @@
 
 import base64
 import html
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -79,11 +80,23 @@ def store_table(
     write_text(DATA / name, text)
 
 
-def commit() -> str:
-    """Short name of the commit at hand, with a mark where a tracked file differs from it."""
-    root = ["git", "-C", str(Path(__file__).parent)]
-    shown = subprocess.check_output([*root, "describe", "--always", "--dirty= with changes"])
-    return shown.decode().strip()
+def commit(root: Path = DATA.parents[1]) -> str:
+    """Short name of the commit checked out in a folder, marked where a tracked file differs.
+
+    Args:
+        root: The clone; that of this package if omitted. A repository around it does not count.
+
+    Returns:
+        The name, or ``"unknown"`` without a clone or without git.
+    """
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty= with changes"]
+    inside = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
+    try:
+        return subprocess.check_output(
+            command, env=inside, text=True, stderr=subprocess.DEVNULL
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def median_interval(values: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 import base64
 import re
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import torch
 
 from bnmlp import results
 from bnmlp.results import median_interval, offer_csv, store_table, stored_table
+from bnmlp_book import status
 
 
 def test_stored_tables_tell_their_making():
@@ -27,6 +29,28 @@ def test_a_table_comes_back_as_it_was_stored(monkeypatch, tmp_path):
     assert re.match(r"rates seed 0 command: python make\.py; commit \w+", told)
     assert "device: cpu" in told
     assert "minutes: 3.0" in told
+
+
+def test_the_commit_is_that_of_the_clone_and_of_no_repository_around_it(tmp_path):
+    def git(*command, at):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.check_output(["git", "-C", at, *identity, *command], text=True).strip()
+
+    clone = tmp_path / "outer" / "clone"
+    clone.mkdir(parents=True)
+    git("init", "--quiet", at=clone.parent)
+    git("commit", "--quiet", "--allow-empty", "--message=one", at=clone.parent)
+    assert results.commit(clone.parent) == git("rev-parse", "--short", "HEAD", at=clone.parent)
+    assert results.commit(clone) == status.commit(clone) == "unknown"
+    git("init", "--quiet", at=clone)
+    (clone / "file").write_text("")
+    git("add", "file", at=clone)
+    git("commit", "--quiet", "--message=two", at=clone)
+    name = git("rev-parse", "HEAD", at=clone)
+    assert name.startswith(results.commit(clone)) and name.startswith(status.commit(clone))
+    (clone / "file").write_text("changed")
+    assert results.commit(clone).endswith("with changes")
+    assert status.commit(clone) == f"{name[:10]} with changes"
 
 
 def test_a_table_too_heavy_for_a_clone_is_refused(monkeypatch, tmp_path):

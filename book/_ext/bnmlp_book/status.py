@@ -81,14 +81,19 @@ def chapter_rows(env) -> list[tuple[str, ...]]:
 
 
 def commit(root: Path) -> str:
-    """The commit checked out in ``root``, and whether files differ from it."""
+    """The commit checked out in ``root``, and whether files differ from it.
+
+    A repository around ``root`` is not asked: its commits say nothing of this book.
+    """
+    inside = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
     try:
         name, changes = (
             subprocess.run(
-                ["git", "-C", root, *command], capture_output=True, text=True, check=True
+                ["git", "-C", root, *command],
+                capture_output=True, text=True, check=True, env=inside,
             ).stdout.strip()
             for command in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain"])
-        )
+        )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{name} with changes" if changes else name
