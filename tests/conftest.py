@@ -1,8 +1,15 @@
 """One seed for every test; float64 is asked for where it matters."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
+
+from bnmlp.settings import data_root
+
+if os.environ.get("BNMLP_DATA"):  # notebooks run in their own folders
+    os.environ["BNMLP_DATA"] = str(data_root().absolute())
 
 # How long a first call takes says nothing about the code.
 hypothesis.settings.register_profile("bnmlp", deadline=None)

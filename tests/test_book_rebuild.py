@@ -51,10 +51,10 @@ class Book:
         status = self.start(target, limit, **variables).wait()
         return status, self.log.read_text()
 
-    def strict(self) -> tuple[int, str]:
-        """The part of ``make check`` that reads what the build found."""
+    def strict(self, command: str = "check") -> tuple[int, str]:
+        """The part of ``make check`` that reads what the build found, or another command."""
         done = subprocess.run(
-            [sys.executable, "-m", "bnmlp_book", "check"],
+            [sys.executable, "-m", "bnmlp_book", command],
             cwd=self.root, env={**os.environ, "PYTHONPATH": f"{self.root}/book/_ext"},
             capture_output=True, text=True,
         )  # fmt: skip
@@ -150,7 +150,12 @@ def test_editing_a_function_executes_the_chapters_that_use_it(book):
 
 
 def test_another_seed_is_another_experiment_and_the_first_is_kept(book):
-    assert executed(book.make(BNMLP_SEED="1")) == ["answer", "other", "slow"]
+    told = 'import os\n\nprint(os.environ.get("BNMLP_DATA"))\n'
+    book.edit("book/other.md", "product()\n", f"product()\n{told}")
+    assert executed(book.make()) == ["other"]
+    there = book.make(BNMLP_SEED="1", BNMLP_DATA="some folder")
+    assert executed(there) == ["answer", "other", "slow"]
+    assert f"{book.root}/some folder" in book.text("book/other"), "chapters run in another folder"
     assert executed(book.make()) == []
 
 
@@ -213,6 +218,8 @@ def test_an_interrupted_build_keeps_what_was_executed(book, end):
     while len(re.findall(r"\[\d/3\]", book.log.read_text())) < 2:
         assert time.monotonic() < deadline, book.log.read_text()
         time.sleep(0.1)
+    status, output = book.strict("build")
+    assert status == 1 and re.search(r"another build .* .process \d+", output), output
     os.killpg(process.pid, end)
     assert process.wait(timeout=60) != 0
     if end == signal.SIGINT:

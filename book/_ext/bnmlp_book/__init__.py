@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from sphinx.application import Sphinx
 
-from . import execution, figures, pages, report, scoreboard, status
+from . import environment, execution, figures, pages, report, scoreboard, status
 
 
 def set_site_url(app: Sphinx, config) -> None:
@@ -15,9 +15,15 @@ def set_site_url(app: Sphinx, config) -> None:
     config.notfound_urls_prefix = urlsplit(config.html_baseurl).path or "/"
 
 
+def set_data_folder(app: Sphinx, config) -> None:
+    """Let all chapters find datasets in one folder, wherever they run."""
+    os.environ.update(environment.data_folder())
+
+
 def setup(app: Sphinx) -> dict:
     """Register everything."""
     app.connect("config-inited", set_site_url, priority=100)
+    app.connect("config-inited", set_data_folder, priority=50)
     app.connect("config-inited", execution.share_cores, priority=50)  # before torch is imported
     app.connect("builder-inited", execution.begin)
     app.connect("builder-inited", report.begin)

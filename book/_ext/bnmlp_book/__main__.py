@@ -1,19 +1,35 @@
 """``python -m bnmlp_book build`` builds the book and says what it found; ``check`` is strict."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from . import report
+from . import lock, report
 
 ROOT = Path.cwd()
 SITE = ROOT / "_build" / "html"
 
 
 def build() -> int:
-    """Build what has changed. An interrupted or unclean build is written anew, from its results."""
+    """Build what has changed, unless another build is at it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it started, as Ctrl-C
+    try:
+        with lock.only_build(SITE.parent) as shared:
+            return build_alone(shared)
+    except lock.BusyError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def build_alone(shared: tuple[int, ...]) -> int:
+    """Build; an interrupted or unclean build is written anew, from its results.
+
+    Args:
+        shared: Descriptors that keep other builds out, for the process that builds.
+    """
     path = SITE.parent / report.REPORT
     clean = path.exists() and not report.read(SITE)["warnings"]
     if not clean:  # Sphinx reads unchanged pages no more, and would forget what it warned of
@@ -23,7 +39,7 @@ def build() -> int:
     start = time.monotonic()
     try:
         command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-n"]
-        status = subprocess.run(command).returncode
+        status = subprocess.run(command, pass_fds=shared).returncode
     except KeyboardInterrupt:
         print("\ninterrupted: what was executed is kept, make book goes on", file=sys.stderr)
         return 130

@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .dependencies import Package, data_files
+from .environment import data_folder
 from .sources import claims, code_cells, pages
 
 ROOT = Path(__file__).parents[3]
@@ -140,7 +141,13 @@ def run_build(
         print(f"{name}: {len(todo)} chapters", flush=True)
         subprocess.run(
             [*command, json.dumps(jobs_of_worker)],
-            env={**os.environ, "MPLBACKEND": "agg", **variables, "PYTHONPATH": search},
+            env={
+                **os.environ,
+                **data_folder(),
+                "MPLBACKEND": "agg",
+                **variables,
+                "PYTHONPATH": search,
+            },
             check=True,
         )
 

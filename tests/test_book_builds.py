@@ -1,0 +1,96 @@
+"""Builds keep out of each other's way, and chapters find what the build was told."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bnmlp_book import environment, lock
+
+ROOT = Path(__file__).parents[1]
+EXTENSION = {**os.environ, "PYTHONPATH": str(ROOT / "book" / "_ext")}
+
+HOLDER = """
+import subprocess, sys, pathlib
+from bnmlp_book.lock import only_build
+with only_build(pathlib.Path("_build")) as shared:
+    if "child" in sys.argv:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=0, pass_fds=shared)
+        print(child.pid, flush=True)
+    else:
+        print("held", flush=True)
+    input()
+"""
+
+pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="locks of POSIX")
+
+
+@contextlib.contextmanager
+def holder(folder, *arguments):
+    """A process that builds, and the first line that it says."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *arguments],
+        cwd=folder, env=EXTENSION, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        yield process, process.stdout.readline().strip()
+        process.kill()
+
+
+def test_a_second_build_is_refused_and_told_the_process(tmp_path):
+    page = tmp_path / "_build" / "html" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("a page of the build that runs")
+    with holder(tmp_path) as (process, _):
+        done = subprocess.run(
+            [sys.executable, "-m", "bnmlp_book", "build"],
+            cwd=tmp_path, env=EXTENSION, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"another build of this book runs in {tmp_path}/_build" in done.stderr
+    assert f"(process {process.pid})" in done.stderr
+    assert page.exists()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_build_that_dies_keeps_nobody_out(tmp_path, end):
+    with holder(tmp_path) as (process, _):
+        process.send_signal(end)
+        with lock.only_build(tmp_path / "_build"):
+            written = (tmp_path / "_build" / "build.lock").read_text()
+    assert written == str(os.getpid())
+
+
+def test_what_a_killed_build_started_keeps_others_out_until_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.3)
+    with holder(tmp_path, "child") as (process, child):
+        process.kill()
+        process.wait()
+        with pytest.raises(lock.BusyError), lock.only_build(tmp_path / "_build"):
+            pass
+        os.kill(int(child), signal.SIGKILL)
+        monkeypatch.setattr(lock, "PATIENCE", 10)
+        with lock.only_build(tmp_path / "_build"):
+            pass
+
+
+def test_other_folders_are_not_kept_out(tmp_path):
+    with lock.only_build(tmp_path / "one"):
+        start = time.monotonic()
+        with lock.only_build(tmp_path / "two"):
+            assert time.monotonic() - start < lock.PATIENCE
+
+
+@pytest.mark.parametrize("given", ["data", "./data", "~/data", "/data", "", None])
+def test_every_chapter_finds_the_folder_that_the_build_was_told(given, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("BNMLP_DATA", raising=False)
+    if given is not None:
+        monkeypatch.setenv("BNMLP_DATA", given)
+    expected = "/data" if given == "/data" else f"{tmp_path}/data"
+    assert environment.data_folder() == ({"BNMLP_DATA": expected} if given else {})
