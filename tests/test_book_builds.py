@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bnmlp_book import environment, lock
+from bnmlp_book import environment, lock, status
 
 ROOT = Path(__file__).parents[1]
 EXTENSION = {**os.environ, "PYTHONPATH": str(ROOT / "book" / "_ext")}
@@ -94,3 +95,14 @@ def test_every_chapter_finds_the_folder_that_the_build_was_told(given, monkeypat
         monkeypatch.setenv("BNMLP_DATA", given)
     expected = "/data" if given == "/data" else f"{tmp_path}/data"
     assert environment.data_folder() == ({"BNMLP_DATA": expected} if given else {})
+
+
+def test_a_damaged_dataset_is_named_and_costs_no_page(monkeypatch, tmp_path):
+    monkeypatch.setenv("BNMLP_DATA", str(tmp_path))
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    (folder / "train-images-idx3-ubyte").write_bytes(b"half a file")
+    rows = {name: row for name, *row in status.dataset_rows()}
+    assert "cifar10" not in rows
+    assert re.match("damaged: .*train-images-idx3-ubyte is truncated", rows["mnist"][0])
+    assert re.fullmatch("`[0-9a-f]{64}`", rows["mnist5k"][1])

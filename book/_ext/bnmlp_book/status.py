@@ -56,10 +56,19 @@ def build_rows(now: str) -> list[tuple[str, ...]]:
 
 
 def dataset_rows() -> list[tuple[str, ...]]:
-    """Name, source and checksum of every dataset that is present."""
-    from bnmlp.data import available_datasets
+    """Name, source and checksum of every dataset that is present, or what is wrong with it."""
+    from bnmlp.data import LOADERS, load_dataset
 
-    return [(data.name, data.source, f"`{data.checksum}`") for data in available_datasets()]
+    rows = []
+    for name in LOADERS:
+        try:
+            data = load_dataset(name)
+            rows.append((name, data.source, f"`{data.checksum}`"))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            rows.append((name, f"damaged: {error}", ""))
+    return rows
 
 
 def chapter_rows(env) -> list[tuple[str, ...]]:
