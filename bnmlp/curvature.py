@@ -5,8 +5,9 @@ sample depends on its batch, so gradients of single samples do not exist: gradie
 their place.
 """
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bnmlp.configuration import QUANTITIES
 from bnmlp.engine import class_labels
@@ -58,6 +60,38 @@ class _Logits(nn.Module):
                 f"{tuple(logits.shape)}; wrap the network in a module that returns these"
             )
         return logits
+
+
+class _LogitsForHessian(_Logits):
+    """The same numbers by operations whose second derivatives are right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _AffineApart():
+            return super().forward(x)
+
+
+class _AffineApart(TorchFunctionMode):
+    """Scales and shifts after a normalisation as operations of their own.
+
+    Where they are fused with it, PyTorch's forward-mode derivative of the gradient lacks a term of
+    the scale, and products of the Hessian are off by several per cent.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        if function not in (F.batch_norm, F.instance_norm, F.layer_norm):
+            return function(*args, **kwargs)
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        weight, bias = given.pop("weight", None), given.pop("bias", None)
+        y = function(**given)
+        per_channel = (-1,) + (1,) * (y.ndim - 2)
+        for parameter, apply in ((weight, torch.mul), (bias, torch.add)):
+            if parameter is not None:
+                features = function is F.layer_norm
+                y = apply(y, parameter if features else parameter.view(per_channel))
+        return y
 
 
 def _refuse_several(model: nn.Module) -> None:
@@ -105,17 +139,19 @@ def hessian(model: nn.Module, batches: Batches) -> HessianLinearOperator:
         ValueError: If the model has several replicas or computes something else at each call, as
             dropout does, or if batches differ in size or labels do not fit.
     """
-    return _operator(HessianLinearOperator, model, batches)
+    return _operator(HessianLinearOperator, _LogitsForHessian, model, batches)
 
 
 def gauss_newton(model: nn.Module, batches: Batches) -> GGNLinearOperator:
     """Generalised Gauss-Newton matrix of the mean cross entropy, as :func:`hessian`."""
-    return _operator(GGNLinearOperator, model, batches)
+    return _operator(GGNLinearOperator, _Logits, model, batches)
 
 
 @outside_modes
-def _operator(kind: type, model: nn.Module, batches: Batches) -> HessianLinearOperator:
-    batches, module = _sound(model, batches), _Logits(model)
+def _operator(
+    kind: type, logits: type, model: nn.Module, batches: Batches
+) -> HessianLinearOperator:
+    batches, module = _sound(model, batches), logits(model)
     # The library's own check of determinism costs several products and takes rounding in float32
     # for noise; ours is a test.
     return kind(

@@ -25,9 +25,9 @@ class NotFiniteError(ValueError):
 def gradient_norms(model: BNMLP, x: Tensor, y: Tensor, *, log: bool = False) -> Tensor:
     r"""Frobenius norms of the gradients of the mean cross entropy for every weight matrix.
 
-    Computed in the type of the weights, also where ``torch.autocast`` is on, and once more in
-    float64 where signals or gradients fall below what that type can hold. Frozen weights have
-    gradients like others.
+    Computed in the type of the weights, also where ``torch.autocast`` is on, and for networks whose
+    signals or gradients fall below what that type can hold once more in float64. Frozen weights
+    have gradients like others.
 
     Args:
         model: R networks.
@@ -47,11 +47,9 @@ def gradient_norms(model: BNMLP, x: Tensor, y: Tensor, *, log: bool = False) -> 
     model.check_input(x)
     model.check_batch_size(x)
     y = engine.labels_like(model.output_weight, x, y)
-    logs, sound = _log_norms(model, x, y)
-    if not sound and x.dtype != torch.float64:
-        exact = float64(subset(model, range(model.replicas)), x.device)
-        x = float64(x)
-        logs, _ = _log_norms(exact, x, y.to(x.device))
+    logs, lost = _log_norms(model, x, y)
+    if x.dtype != torch.float64 and lost.any():
+        logs[:, lost] = _in_float64(model, x, y, lost.nonzero().flatten().tolist()).to(logs)
     return _checked(logs, log)
 
 
@@ -112,13 +110,14 @@ def deep_gradient_norms(
     def bar(segments: range) -> tqdm:
         return tqdm(segments, disable=hidden, unit="segment", leave=False)
 
-    logs, sound = _record(model, x, labels, weights_of, progress=bar)
-    if not sound and x.dtype != torch.float64:
+    logs, lost = _record(model, x, labels, weights_of, progress=bar)
+    if x.dtype != torch.float64 and lost.any():
         x = float64(x)
-        return deep_gradient_norms(
+        exact = deep_gradient_norms(
             x, y.to(x.device), width=width, depth=depth, out_features=out_features,
-            log=log, progress=progress, **options,
+            log=True, progress=progress, **options,
         )  # fmt: skip
+        logs = torch.where(lost, exact.to(logs), logs)
     return _checked(logs, log)
 
 
@@ -165,13 +164,20 @@ def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor
     return -(centred @ (log - log.mean(0))) / centred.square().sum()
 
 
-def _log_norms(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
-    """Logarithms of the norms, and whether none has fallen below the range of the type."""
+def _log_norms(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the norms, and which networks have one below the range of the type."""
     return _by_hand(model, x, y) if engine.supports(model) else _by_autograd(model, x, y)
 
 
+def _in_float64(model: BNMLP, x: Tensor, y: Tensor, replicas: list[int]) -> Tensor:
+    """Logarithms of the norms of some networks. Shape ``(depth + 1, len(replicas))``."""
+    exact = float64(subset(model, replicas), x.device)
+    x = float64(x if x.ndim == 2 else x[replicas])
+    return _log_norms(exact, x, y[replicas].to(x.device))[0]
+
+
 @torch.no_grad()
-def _by_hand(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
+def _by_hand(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     weights = (*model.layer_weights(), model.output_weight)
 
     def weights_of(layers: range) -> Sequence[Tensor]:
@@ -186,7 +192,7 @@ def _record(
     y: Tensor,
     weights_of: Callable[[range], Sequence[Tensor]],
     **options: object,
-) -> tuple[Tensor, bool]:
+) -> tuple[Tensor, Tensor]:
     place = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
     logs = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64, device=place)
     scales: list[Tensor] = [None] * (model.depth + 1)
@@ -197,11 +203,11 @@ def _record(
 
     engine.backward_in_segments(model, x, y, weights_of, record, **options)
     held = logs - torch.stack(scales).to(logs)  # logarithms of the numbers that were computed
-    return logs, not (held < math.log(torch.finfo(x.dtype).tiny)).any()
+    return logs, (held < math.log(torch.finfo(x.dtype).tiny)).any(0)
 
 
 @torch.enable_grad()
-def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
+def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if not all(p.requires_grad for p in model.parameters()):
         model = subset(model, range(model.replicas))
     logits, y = model.logits(ordinary(x)).flatten(0, 1), ordinary(y).flatten()
@@ -209,7 +215,7 @@ def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
     weights = (model.input_weight, model.hidden_weight, model.output_weight)
     first, hidden, last = torch.autograd.grad(loss, weights, materialize_grads=True)
     norms = torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]])
-    return norms.log(), not (norms < torch.finfo(x.dtype).tiny).any()
+    return norms.log(), (norms < torch.finfo(x.dtype).tiny).any(0)
 
 
 def _checked(logs: Tensor, log: bool) -> Tensor:

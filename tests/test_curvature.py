@@ -13,10 +13,12 @@ from bnmlp.curvature import (
     gradient,
     hessian,
     overlaps,
+    row_lengths,
     sample_gradients,
     spectral_density,
     spectrum_ends,
 )
+from bnmlp.skip import SkipMLP
 
 
 @pytest.fixture
@@ -175,3 +177,122 @@ def test_the_scaled_eigenvalue_does_not_see_factors_on_normalised_rows(batches):
 def test_bad_input_is_refused(call, message, batches):
     with pytest.raises(ValueError, match=message):
         call(*batches[0])
+
+
+def normalised_network():
+    """A network with everything that a measurement must leave alone."""
+    return nn.Sequential(
+        nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, 4)
+    )
+
+
+def measurements(model, batches):
+    """Every measurement of a network, by name."""
+    start = nn.utils.parameters_to_vector(model.parameters()).detach()
+    vector = torch.linspace(-1, 1, len(start))
+    return {
+        "hessian": lambda: hessian(model, batches) @ vector,
+        "gauss_newton": lambda: gauss_newton(model, batches) @ vector,
+        "gradient": lambda: gradient(model, *batches[0]),
+        "table": lambda: curvature_table(model, start, batches).value.tolist(),
+    }
+
+
+def test_averages_mode_and_random_numbers_are_left_alone(batches):
+    model = normalised_network()
+    model(batches[0][0])  # averages that are not those of the start
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    for name, measure in measurements(model, batches).items():
+        measure()
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key]), f"{name} moved {key}"
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training
+    model(batches[0][0])
+    assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int8, torch.int16])
+def test_labels_may_be_integers_of_any_size(network, batches, dtype):
+    short = [(x, y.to(dtype)) for x, y in batches]
+    expected = measurements(network, batches)
+    for name, measure in measurements(network, short).items():
+        torch.testing.assert_close(measure(), expected[name](), rtol=0, atol=0, msg=name)
+    (x, y), (_, y_short) = batches[0], short[0]
+    assert torch.equal(sample_gradients(network, x, y_short), sample_gradients(network, x, y))
+
+
+@pytest.mark.parametrize("name", ["hessian", "gauss_newton", "table"])
+def test_a_network_that_computes_something_else_at_each_call_is_refused(batches, name):
+    model = normalised_network()
+    model[3].p = 0.5
+    with pytest.raises(ValueError, match="if it has dropout, call .eval"):
+        measurements(model, batches)[name]()
+    model[3].eval()
+    assert torch.as_tensor(measurements(model, batches)[name]()).isfinite().all()
+
+
+NORMALISATIONS = {
+    "batch": lambda: nn.BatchNorm1d(8),
+    "evaluated": lambda: nn.BatchNorm1d(8).eval(),
+    "layer": lambda: nn.LayerNorm(8),
+    "rms": lambda: nn.RMSNorm(8),
+    "images": lambda: nn.Sequential(nn.Unflatten(1, (4, 2, 1)), nn.BatchNorm2d(4), nn.Flatten()),
+    "instance": lambda: nn.Sequential(
+        nn.Unflatten(1, (4, 2)), nn.InstanceNorm1d(4, affine=True), nn.Flatten()
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_products_are_those_of_double_backward_behind_every_normalisation(kind, batches):
+    model = nn.Sequential(nn.Linear(10, 8), NORMALISATIONS[kind](), nn.Tanh(), nn.Linear(8, 4))
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.3 * torch.randn_like(p)
+    parameters, (x, y) = list(model.parameters()), batches[0]
+    vector = [torch.randn_like(p) for p in parameters]
+    flat = torch.cat([v.flatten() for v in vector])
+    first = torch.autograd.grad(F.cross_entropy(model(x), y), parameters, create_graph=True)
+    expected = torch.autograd.grad(first, parameters, vector)
+    found = hessian(model, [(x, y)]) @ flat
+    error = (found - torch.cat([e.flatten() for e in expected])).norm() / found.norm()
+    assert error < 1e-10, f"relative error {error.item():.1e}"
+
+
+def test_frozen_parameters_are_measured_with_the_others(network, batches):
+    expected = {name: measure() for name, measure in measurements(network, batches).items()}
+    network[2].requires_grad_(False)
+    for name, measure in measurements(network, batches).items():
+        torch.testing.assert_close(measure(), expected[name], rtol=0, atol=0, msg=name)
+    assert [p.requires_grad for p in network.parameters()] == [True, True, False, False, True, True]
+
+
+def test_one_network_of_a_kind_that_holds_several_is_measured(batches):
+    model = SkipMLP(3, "plain", in_features=10, width=6, out_features=4, dtype=torch.float64)
+    found = gradient(model, *batches[0])
+    loss = F.cross_entropy(model(batches[0][0])[0], batches[0][1])
+    parts = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+    torch.testing.assert_close(found, torch.cat([p.flatten() for p in parts]))
+
+
+@pytest.mark.parametrize("name", ["hessian", "gauss_newton", "gradient", "table"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: BNMLP(10, 6, 2, 4, replicas=3, dtype=torch.float64), "at a time, got 3"),
+        (lambda: SkipMLP(3, "plain", in_features=10, width=6, out_features=4, replicas=3,
+                         dtype=torch.float64), "at a time, got 3"),
+        (lambda: nn.Sequential(nn.Linear(10, 4), nn.Unflatten(1, (2, 2))), r"got \(20, 2, 2\)"),
+        (lambda: nn.Linear(10, 2), r"labels must lie in 0\.\.1"),
+    ],
+)  # fmt: skip
+def test_networks_that_do_not_fit_are_refused(model, message, name, batches):
+    with pytest.raises(ValueError, match=message):
+        measurements(model(), batches)[name]()
+
+
+def test_lengths_of_several_networks_are_refused():
+    with pytest.raises(ValueError, match="one network at a time"):
+        row_lengths(BNMLP(10, 6, 2, 4, replicas=3))

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bnmlp import BNMLP, sgd_step
 from bnmlp.dynamics import (
@@ -15,6 +16,7 @@ from bnmlp.dynamics import (
     rate_after,
     spread,
 )
+from bnmlp.precision import float64
 
 RELU_GROWTH = math.sqrt(math.pi / (math.pi - 1))
 
@@ -242,3 +244,11 @@ def test_weight_decay_and_momentum_rest_where_the_fixed_point_says():
     torch.testing.assert_close(rates[100:].mean(0), expected, rtol=0.03, atol=0)
     with pytest.raises(ValueError, match="momentum"):
         equilibrium_rate(0.1, 0.1, 1.0)
+
+
+def test_double_precision_is_where_the_numbers_are_or_on_the_cpu():
+    with FakeTensorMode():  # shapes and devices without numbers
+        x, norms = torch.ones(3, device="cuda"), torch.ones(3, device="mps")
+        assert float64(x).device.type == "cuda"
+        assert float64(norms).device.type == "cpu", "MPS has no float64"
+        assert float64(norms).dtype == float64(x).dtype == torch.float64

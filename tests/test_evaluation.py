@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from bnmlp import BNMLP, evaluate, evaluation, load_dataset, recalibrate, sgd_step
 from bnmlp.evaluation import STATISTICS
+from bnmlp.replicas import subset
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -114,3 +115,58 @@ def test_bad_calls_name_the_remedy():
         evaluate(model, x[:, :4], y)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         evaluate(model, x, y, batch_size=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"center": False}, {"norm": "layer"}, {"norm": "none"}])
+@pytest.mark.parametrize("n", [2, 3, 5, 355])
+def test_no_batch_of_one_remains_at_the_end_of_a_test_set(n, options):
+    model = network(**options)
+    x, y = torch.randn(n, 6), torch.randint(3, (n,))
+    found = evaluate(model, x, y, "batch", batch_size=2)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    centred = model.norm == "batch" and model.center
+    parts = order.tensor_split(n // 2 if centred else round(n / 2))
+    logits = torch.cat([model.logits(x[part]) for part in parts], 1)
+    torch.testing.assert_close(found, expected(logits, y[order]))
+    assert found.loss.isfinite().all()
+
+
+def test_a_single_sample_that_would_be_centred_is_refused():
+    model = network()
+    before = [b.clone() for b in model.buffers()]
+    x, y = torch.randn(30, 6), torch.randint(3, (30,))
+    calls = {
+        "evaluate": lambda: evaluate(model, x, y, batch_size=1),
+        "evaluate: ": lambda: evaluate(model, x[:1], y[:1]),
+        "recalibration": lambda: recalibrate(model, x[:1]),
+        "recalibration: ": lambda: evaluate(model, x, y, "recalibrated", calibration=x[:1]),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"{name}.*a batch of 1 sample.*at least 2"):
+            call()
+    assert all(torch.equal(b, a) for a, b in zip(before, model.buffers(), strict=True))
+    found = evaluate(model, x[:1], y[:1], "running")
+    torch.testing.assert_close(found, expected(model.eval()(x[:1]), y[:1]))
+
+
+@pytest.mark.parametrize("options", [{}, {"center": False}, {"unit_norm": True}])
+def test_calibration_samples_of_each_network_are_its_own(options):
+    model = network(**options)
+    calibration = torch.randn(2, 40, 6) * 3 - 1
+    x, y = torch.randn(9, 6), torch.randint(3, (9,))
+    found = evaluate(model, x, y, "recalibrated", calibration=calibration, batch_size=20)
+    for r in range(2):
+        alone = evaluate(subset(model, [r]), x, y, "recalibrated", calibration=calibration[r],
+                         batch_size=20)  # fmt: skip
+        torch.testing.assert_close([found.loss[r], found.accuracy[r]],
+                                   [alone.loss[0], alone.accuracy[0]])  # fmt: skip
+    shared = evaluate(model, x, y, "recalibrated", calibration=calibration[0], batch_size=20)
+    assert shared.loss[1] != found.loss[1]
+    recalibrate(model, calibration, 20)
+    torch.testing.assert_close(found, expected(model.eval()(x), y))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_may_be_integers_of_any_size(dtype):
+    model, x, y = network(), torch.randn(30, 6), torch.randint(3, (30,))
+    torch.testing.assert_close(evaluate(model, x, y.to(dtype)), evaluate(model, x, y))

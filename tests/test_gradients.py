@@ -6,6 +6,7 @@ from torch.func import functional_call
 
 from bnmlp import BNMLP, deep_gradient_norms, explosion_rate, gradient_norms
 from bnmlp.gradients import _by_autograd, _norm
+from bnmlp.replicas import subset
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -187,3 +188,76 @@ def test_deep_norms_refuse_what_they_cannot_do(options, message):
     sizes = {"width": 5, "depth": 3, "out_features": 3}
     with pytest.raises(ValueError, match=message):
         deep_gradient_norms(torch.randn(8, 6), torch.zeros(8).long(), **{**sizes, **options})
+
+
+def vanishing(activation, dtype, depth=400, **options):
+    """A signal that halves in each layer, or a little more: -185 nats and below."""
+    options = {"norm": "none", "activation": activation, "gain": 0.5, "replicas": 2} | options
+    return BNMLP(6, 5, depth, 3, dtype=dtype, **options)
+
+
+@pytest.mark.parametrize(
+    ("activation", "options"),
+    [
+        ("identity", {}),
+        ("tanh", {}),
+        ("tanh", {"gain": 0.01, "depth": 80}),
+        ("tanh", {"norm": "batch", "gain": 1e-3, "eps": 1.0, "depth": 40}),
+        ("tanh", {"norm": "layer", "gain": 1e-4, "eps": 1.0, "depth": 20}),
+    ],
+)
+def test_signals_below_float32_have_the_gradients_of_float64(activation, options):
+    model = vanishing(activation, torch.float32, **options)
+    exact = subset(model, range(2)).double()
+    x, y = torch.randn(8, 6).float(), torch.arange(8) % 3
+    expected = gradient_norms(exact, x.double(), y, log=True)
+    assert expected[0].max() < -100, f"only {expected[0].max().item():.0f} nats"
+    found = gradient_norms(model, x, y, log=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradient_norms(model, x, y), expected.exp(), rtol=1e-6, atol=0)
+    assert model.input_weight.dtype == torch.float32
+
+
+def test_networks_beside_one_whose_signal_is_lost_stay_in_their_type():
+    x, y = torch.randn(2, 8, 6).float(), torch.randint(3, (2, 8))
+    options = {"norm": "none", "activation": "tanh", "dtype": torch.float32}
+    both = BNMLP(6, 5, 200, 3, gain=(1.0, 0.5), replicas=2, **options)
+    alive = BNMLP(6, 5, 200, 3, gain=(1.0, 0.9), replicas=2, **options)
+    found = gradient_norms(both, x, y, log=True)
+    beside = gradient_norms(alive, x, y, log=True)
+    torch.testing.assert_close(found[:, 0], beside[:, 0], rtol=0, atol=1e-6)
+    own_type = subset(both, [0]).double()
+    error = (gradient_norms(own_type, x[0].double(), y[0], log=True)[:, 0] - found[:, 0]).abs()
+    assert error.max() > 1e-9, "computed in float64"
+    exact = gradient_norms(subset(both, [1]).double(), x[1].double(), y[1], log=True)
+    torch.testing.assert_close(found[:, 1:], exact)
+    deep = deep_gradient_norms(
+        x, y, width=5, depth=200, out_features=3, log=True, norm="none", activation="tanh",
+        gain=(1.0, 0.5), replicas=2,
+    )  # fmt: skip
+    torch.testing.assert_close(deep, found, rtol=1e-6, atol=1e-6)
+
+
+def test_so_have_those_of_networks_deeper_than_memory():
+    x, y = torch.randn(8, 6).float(), torch.arange(8) % 3
+    options = {"norm": "none", "gain": 0.5}
+    found = deep_gradient_norms(x, y, width=5, depth=400, out_features=3, log=True, **options)
+    expected = gradient_norms(vanishing("identity", torch.float64, replicas=1), x.double(), y,
+                              log=True)  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_gradient_that_is_zero_has_the_logarithm_of_zero():
+    model = BNMLP(6, 5, 3, 3, norm="none", activation="relu", bias=True)
+    with torch.no_grad():
+        model.layer_bias[1] = -100
+    logs = gradient_norms(model, torch.randn(8, 6).float(), torch.arange(8) % 3, log=True)
+    assert logs.isneginf().all()
+
+
+def test_deep_norms_of_batches_that_do_not_fit_name_the_remedy():
+    sizes = {"width": 5, "depth": 3, "out_features": 3}
+    with pytest.raises(ValueError, match="centring a batch of 1"):
+        deep_gradient_norms(torch.randn(1, 6), torch.tensor([0]), **sizes)
+    with pytest.raises(ValueError, match=r"\(2, n, 6\)"):
+        deep_gradient_norms(torch.randn(3, 8, 6), torch.zeros(8).long(), replicas=2, **sizes)

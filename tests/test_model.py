@@ -1,9 +1,10 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
-from bnmlp import ACTIVATIONS, BNMLP, gradient_norms
+from bnmlp import ACTIVATIONS, BNMLP, evaluate, gradient_norms, haar_orthogonal, sgd_step
 from bnmlp.reference import PlainNetwork
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -189,3 +190,78 @@ def test_bad_batches_are_refused(x, message):
     for call in (model, model.logits, model.representations):
         with pytest.raises(ValueError, match=message):
             call(x)
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+def test_sizes_and_seeds_may_be_numpys_integers(integer):
+    plain = BNMLP(9, 7, 3, 4, replicas=2, seed=5)
+    sizes = map(integer, (9, 7, 3, 4))
+    model = BNMLP(*sizes, replicas=integer(2), seed=integer(5))
+    assert torch.equal(model.hidden_weight, plain.hidden_weight)
+    assert type(model.depth) is int
+    assert repr(model) == repr(plain)
+    assert haar_orthogonal(integer(3), integer(4)).shape == (3, 4, 4)
+    gains = BNMLP(9, 7, 3, 4, gain=np.array([1.0, 0.5]), replicas=2).gains
+    assert [g.flatten().tolist() for g in gains] == [[1.0, 0.5]] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("init", ["orthogonal", "gaussian"])
+def test_half_precision_works_as_in_other_networks(init, dtype):
+    half, single = (
+        BNMLP(9, 7, 3, 4, activation="tanh", init=init, dtype=d) for d in (dtype, torch.float32)
+    )
+    resolution = torch.finfo(dtype).eps
+    for name, value in single.state_dict().items():
+        assert half.state_dict()[name].dtype == dtype
+        error = (half.state_dict()[name].float() - value).abs().max().item()
+        assert error <= 2 * resolution, f"{name} differs by {error:.1e}"
+    x, y = torch.randn(30, 9).float(), torch.randint(4, (30,))
+    for found, expected in (
+        (half(x.to(dtype)), single(x)),
+        (gradient_norms(half, x.to(dtype), y), gradient_norms(single, x, y)),
+        (evaluate(half, x.to(dtype), y).loss, evaluate(single, x, y).loss),
+        (sgd_step(half, x.to(dtype), y, 0.1), sgd_step(single, x, y, 0.1)),
+        (half.hidden_weight, single.hidden_weight),
+    ):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=10 * resolution)
+    frames = haar_orthogonal(3, 8, dtype=dtype)
+    error = (frames.float() @ frames.float().mT - torch.eye(8)).abs().max().item()
+    assert frames.dtype == dtype
+    assert error < 10 * resolution, f"rows are orthogonal to {error:.1e}"
+
+
+def test_gains_keep_their_digits_when_a_network_changes_its_type():
+    options = {"gain": (0.1, 0.7), "gain_exponent": (0.3, 0.0), "replicas": 2}
+    model = BNMLP(IN, WIDTH, 3, OUT, **options)
+    exact = [g.clone() for g in model.gains]
+    x = torch.randn(N, IN)
+    model(x.float())
+    assert model.gains[0].dtype == torch.float32
+    model.double()(x)
+    assert all(torch.equal(g, e) for g, e in zip(model.gains, exact, strict=True))
+    model.gains = [2 * g for g in exact]  # changed by hand
+    model.float()(x.float())
+    assert torch.equal(model.double().gain_of(1, x), (2 * exact[1]).float().double())
+
+
+@pytest.mark.parametrize("order", ["norm_act", "act_norm"])
+def test_the_plain_twin_follows_changed_choices(order):
+    model = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", order=order, dtype=torch.float64)
+    mixed = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", order=order, gain=(1.0, 0.5), replicas=2,
+                  dtype=torch.float64)  # fmt: skip
+    model.momentum = 0.3
+    x, y = torch.randn(N, IN), torch.arange(N) % OUT
+    for _ in range(2):
+        model(x + 1)
+    for network in (model, mixed):
+        plain = [PlainNetwork(network, r) for r in range(network.replicas)]
+        network.gains = [g * 0.1 * (i + 1) for i, g in enumerate(network.gains)]
+        network.activation = "sin"
+        for r, p in enumerate(plain):
+            assert relative(network.logits(x)[r], p(x)) < 1e-9
+            assert relative(gradient_norms(network, x, y)[:, r], p.gradient_norms(x, y)) < 1e-9
+    plain = PlainNetwork(model)
+    model(2 * x)
+    plain(2 * x)
+    assert relative(model.eval()(x)[0], plain.eval()(x)) < 1e-9

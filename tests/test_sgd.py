@@ -10,6 +10,7 @@ from test_model import IN, OUT, WIDTH, N, randomise
 from bnmlp import ACTIVATIONS, BNMLP, engine, evaluate, gradient_norms, sgd_step
 from bnmlp.reference import PlainNetwork
 from bnmlp.replicas import subset
+from bnmlp.sgd import _graph_key
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -171,3 +172,100 @@ def test_choices_for_replicas_must_be_as_many():
         BNMLP(3, 4, 2, 2, activation=("tanh", "sin"), replicas=3)
     with pytest.raises(ValueError, match="unknown activation 'cos'"):
         BNMLP(3, 4, 2, 2, activation=("tanh", "cos"), replicas=2)
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("center", [True, False])
+def test_a_single_sample_is_refused_before_anything_moves_where_it_would_be_centred(center, unit):
+    model = BNMLP(IN, WIDTH, 3, OUT, bias=True, affine=True, center=center, unit_norm=unit,
+                  replicas=2, dtype=torch.float64)  # fmt: skip
+    before, x, y = state(model), torch.randn(1, IN), torch.tensor([2])
+    if center:
+        for call in (lambda: sgd_step(model, x, y, 0.1), lambda: gradient_norms(model, x, y)):
+            with pytest.raises(ValueError, match=r"centring a batch of 1 .* center=False"):
+                call()
+        assert all(torch.equal(before[name], value) for name, value in state(model).items())
+    else:
+        expected = F.cross_entropy(model.logits(x)[0], y)
+        assert sgd_step(model, x, y, 0.1)[0].item() == pytest.approx(expected.item())
+    model.eval()  # a sample has its own gradient where averages normalise
+    loss = F.cross_entropy(model.logits(x)[1], y)
+    expected = torch.autograd.grad(loss, model.output_weight)[0][1].norm()
+    assert gradient_norms(model, x, y)[-1, 1].item() == pytest.approx(expected.item())
+
+
+NAMES = ("input_weight", "hidden_weight", "output_weight", "layer_bias", "output_bias",
+         "norm_weight", "norm_bias")  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize("frozen", [*((name,) for name in NAMES), NAMES])
+def test_frozen_parameters_stay_and_the_others_move_as_with_torchs_optimiser(frozen, norm):
+    def build():
+        model = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", norm=norm, bias=True, affine=True,
+                      replicas=2, dtype=torch.float64)  # fmt: skip
+        for name in frozen:
+            getattr(model, name).requires_grad_(False)
+        return model
+
+    ours, theirs = build(), build()
+    before, free = state(ours), gradient_norms(build().requires_grad_(True), *fixed_batch())
+    torch.testing.assert_close(gradient_norms(ours, *fixed_batch()), free, rtol=1e-9, atol=1e-12)
+    x, y = fixed_batch()
+    losses = sgd_step(ours, x, y, 0.1)
+    loss = torch.stack([F.cross_entropy(z, y) for z in theirs(x)])
+    torch.testing.assert_close(losses, loss.detach())
+    if len(frozen) < len(NAMES):
+        optimiser = torch.optim.SGD(theirs.parameters(), lr=0.1)
+        loss.sum().backward()
+        optimiser.step()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-9, atol=1e-12, msg=name)
+        if name in frozen:
+            assert torch.equal(ours.state_dict()[name], before[name]), name
+            assert not getattr(ours, name).requires_grad
+
+
+def fixed_batch():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(N, IN, generator=generator), torch.arange(N) % OUT
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-4, 1e-2, 1.0])
+def test_running_variances_of_nearly_constant_rows_are_not_negative(scale):
+    model = BNMLP(IN, WIDTH, 3, OUT, init_gain=scale)
+    x, y = torch.randn(N, IN).float(), torch.randint(OUT, (N,))
+    model.momentum = 1.0
+    plain = PlainNetwork(model)
+    sgd_step(model, x, y, 0.0)
+    assert (model.running_var >= 0).all(), f"variance {model.running_var.min().item():.1e}"
+    plain(x)
+    expected = torch.stack([norm.running_var for norm in plain.norms])
+    torch.testing.assert_close(model.running_var[:, 0], expected, rtol=1e-3, atol=1e-7)
+
+
+def test_a_graph_is_keyed_by_everything_it_has_fixed():
+    model = BNMLP(IN, WIDTH, 3, OUT, activation=("tanh", "sin"), gain=(1.0, 0.5), bias=True,
+                  affine=True, replicas=2, dtype=torch.float64)  # fmt: skip
+    x = torch.randn(N, IN)
+    key = _graph_key(model, x)
+    sgd_step(model, x, torch.zeros(N, dtype=torch.int64), 0.1)
+    assert _graph_key(model, torch.randn(N, IN)) == key, "numbers are copied into the graph"
+    assert _graph_key(model, torch.randn(N - 1, IN)) != key
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert len(tensors) == 9
+    for name, tensor in tensors.items():
+        kept, tensor.data = tensor.data, tensor.data.clone()
+        assert _graph_key(model, x) != key, f"{name} was replaced"
+        tensor.data = kept
+        assert _graph_key(model, x) == key
+    for name, value in (("momentum", 0.2), ("eps", 0.1), ("center", False), ("activation", "sin"),
+                        ("gains", [g.clone() for g in model.gains])):  # fmt: skip
+        kept = getattr(model, name)
+        setattr(model, name, value)
+        assert _graph_key(model, x) != key, name
+        setattr(model, name, kept)
