@@ -19,12 +19,9 @@ EXTENSION = {**os.environ, "PYTHONPATH": str(ROOT / "book" / "_ext")}
 HOLDER = """
 import subprocess, sys, pathlib
 from bnmlp_book.lock import only_build
-with only_build(pathlib.Path("_build")) as shared:
-    if "child" in sys.argv:
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=0, pass_fds=shared)
-        print(child.pid, flush=True)
-    else:
-        print("held", flush=True)
+with only_build(pathlib.Path("_build")):
+    child = subprocess.Popen([sys.executable, "-c", "input()"])
+    print(child.pid, flush=True)
     input()
 """
 
@@ -32,21 +29,23 @@ pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="locks of POSIX")
 
 
 @contextlib.contextmanager
-def holder(folder, *arguments):
-    """A process that builds, and the first line that it says."""
+def holder(folder):
+    """A process that builds, with a child that outlives it."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, *arguments],
+        [sys.executable, "-c", HOLDER],
         cwd=folder, env=EXTENSION, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
-        yield process, process.stdout.readline().strip()
+        child = int(process.stdout.readline())
+        yield process
         process.kill()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_second_build_is_refused_and_told_the_process(tmp_path):
     page = tmp_path / "_build" / "html" / "index.html"
     page.parent.mkdir(parents=True)
     page.write_text("a page of the build that runs")
-    with holder(tmp_path) as (process, _):
+    with holder(tmp_path) as process:
         done = subprocess.run(
             [sys.executable, "-m", "bnmlp_book", "build"],
             cwd=tmp_path, env=EXTENSION, capture_output=True, text=True,
@@ -59,24 +58,11 @@ def test_a_second_build_is_refused_and_told_the_process(tmp_path):
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_build_that_dies_keeps_nobody_out(tmp_path, end):
-    with holder(tmp_path) as (process, _):
+    with holder(tmp_path) as process:
         process.send_signal(end)
         with lock.only_build(tmp_path / "_build"):
             written = (tmp_path / "_build" / "build.lock").read_text()
     assert written == str(os.getpid())
-
-
-def test_what_a_killed_build_started_keeps_others_out_until_it_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0.3)
-    with holder(tmp_path, "child") as (process, child):
-        process.kill()
-        process.wait()
-        with pytest.raises(lock.BusyError), lock.only_build(tmp_path / "_build"):
-            pass
-        os.kill(int(child), signal.SIGKILL)
-        monkeypatch.setattr(lock, "PATIENCE", 10)
-        with lock.only_build(tmp_path / "_build"):
-            pass
 
 
 def test_other_folders_are_not_kept_out(tmp_path):

@@ -151,7 +151,7 @@ def test_editing_a_function_executes_the_chapters_that_use_it(book):
 
 def test_another_seed_is_another_experiment_and_the_first_is_kept(book):
     told = 'import os\n\nprint(os.environ.get("BNMLP_DATA"))\n'
-    book.edit("book/other.md", "product()\n", f"product()\n{told}")
+    book.edit("book/other.md", "\nproduct()\n", f"\n{told}product()\n")
     assert executed(book.make()) == ["other"]
     there = book.make(BNMLP_SEED="1", BNMLP_DATA="some folder")
     assert executed(there) == ["answer", "other", "slow"]

@@ -17,19 +17,15 @@ def build() -> int:
     """Build what has changed, unless another build is at it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it started, as Ctrl-C
     try:
-        with lock.only_build(SITE.parent) as shared:
-            return build_alone(shared)
+        with lock.only_build(SITE.parent):
+            return build_alone()
     except lock.BusyError as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def build_alone(shared: tuple[int, ...]) -> int:
-    """Build; an interrupted or unclean build is written anew, from its results.
-
-    Args:
-        shared: Descriptors that keep other builds out, for the process that builds.
-    """
+def build_alone() -> int:
+    """Build; an interrupted or unclean build is written anew, from its results."""
     path = SITE.parent / report.REPORT
     clean = path.exists() and not report.read(SITE)["warnings"]
     if not clean:  # Sphinx reads unchanged pages no more, and would forget what it warned of
@@ -39,7 +35,7 @@ def build_alone(shared: tuple[int, ...]) -> int:
     start = time.monotonic()
     try:
         command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-n"]
-        status = subprocess.run(command, pass_fds=shared).returncode
+        status = subprocess.run(command).returncode
     except KeyboardInterrupt:
         print("\ninterrupted: what was executed is kept, make book goes on", file=sys.stderr)
         return 130

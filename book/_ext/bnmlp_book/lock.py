@@ -19,29 +19,26 @@ class BusyError(RuntimeError):
 
 
 @contextlib.contextmanager
-def only_build(folder: Path) -> Iterator[tuple[int, ...]]:
-    """Be the only build in a folder; the system ends that with the processes that share it.
+def only_build(folder: Path) -> Iterator[None]:
+    """Be the only build in a folder, until the end or until the process dies.
 
     Args:
         folder: Where builds write, made if need be.
-
-    Yields:
-        Descriptors for ``subprocess.run(pass_fds=…)``: a child that outlives this process keeps
-        others out.
 
     Raises:
         BusyError: If another build is there; it names the process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
-        yield ()
+        yield
         return
+    # No child inherits it: one that outlives this process would keep others out for ever.
     held = os.open(folder / "build.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(held, folder)
         os.ftruncate(held, 0)
         os.pwrite(held, str(os.getpid()).encode(), 0)
-        yield (held,)
+        yield
     finally:
         os.close(held)
 
