@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bnmlp.seeds import random_source, seed_of, stored_streams
+from bnmlp.seeds import random_order, random_source, seed_of, stored_streams
 from bnmlp.settings import data_root
 
 IDX_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
@@ -116,7 +116,7 @@ class Dataset:
             raise ValueError(
                 f"batch: {self.name} has {len(self.train_x)} training samples, asked for {size}"
             )
-        chosen = torch.randperm(len(self.train_x), generator=random_source(seed))[:size]
+        chosen = random_order(len(self.train_x), seed)[:size]
         return self.train_x[chosen], self.train_y[chosen]
 
     def batches(
@@ -268,14 +268,15 @@ def perturbed_identity(
     if not 0 <= strength <= 1:
         raise ValueError(f"perturbed_identity: strength must lie in [0, 1], got {strength}")
     generator = random_source(seed)
+    like = {"dtype": torch.float64, "device": "cpu"}
     if noise == "rank_one":
-        u, v = torch.rand(2, n, generator=generator, dtype=torch.float64)
+        u, v = torch.rand(2, n, generator=generator, **like)
         perturbation = torch.outer(u, v)
     elif noise == "full":
-        perturbation = torch.rand(n, n, generator=generator, dtype=torch.float64)
+        perturbation = torch.rand(n, n, generator=generator, **like)
     else:
         raise ValueError(f"perturbed_identity: noise is 'rank_one' or 'full', got {noise!r}")
-    return (1 - strength) * torch.eye(n, dtype=torch.float64) + strength * perturbation
+    return (1 - strength) * torch.eye(n, **like) + strength * perturbation
 
 
 def _channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -285,7 +286,7 @@ def _channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[fl
 
 def _standardized(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     x = torch.from_numpy(pixels.astype(np.float32)) / 255
-    mean, std = (torch.tensor(v, dtype=x.dtype)[:, None] for v in (mean, std))
+    mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None] for v in (mean, std))
     x = (x - mean) / std
     return x.flatten(1)
 

@@ -11,7 +11,7 @@ from bnmlp.engine import activate, is_one, labels_like
 from bnmlp.model import BNMLP
 from bnmlp.modes import outside_modes
 from bnmlp.normalization import batch_norm, layer_norm, refuse_single_sample
-from bnmlp.seeds import random_source
+from bnmlp.seeds import random_order
 
 STATISTICS = ("batch", "running", "recalibrated")
 CHUNK = 1000  # samples that pass through the layers together
@@ -86,7 +86,7 @@ def evaluate(
     else:
         averages = population_statistics(model, calibration, batch_size)
 
-    order = torch.randperm(len(x), generator=random_source(0), device="cpu").to(x.device)
+    order = random_order(len(x), 0).to(x.device)
     total = torch.zeros(2, model.replicas, dtype=torch.float64, device="cpu")
     for chunk in _chunks(order.tensor_split(batches)):
         chosen = torch.cat(chunk)

@@ -80,4 +80,4 @@ def _norms_or_nan(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
         exact = subset(model, [0]).cpu().double()
         return gradient_norms(exact, x.cpu().double(), y.cpu(), log=True).exp()
     except NotFiniteError:
-        return torch.full((model.depth + 1, 1), torch.nan, dtype=torch.float64)
+        return torch.full((model.depth + 1, 1), torch.nan, dtype=torch.float64, device="cpu")

@@ -39,6 +39,19 @@ def random_source(*numbers: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed_of(*numbers))
 
 
+def random_order(samples: int, *numbers: int) -> torch.Tensor:
+    """A permutation at the start of the stream that some integers name.
+
+    Args:
+        samples: How many.
+        *numbers: As for :func:`seed_of`.
+
+    Returns:
+        Indices on the CPU, int64. Shape ``(samples,)``.
+    """
+    return torch.randperm(samples, generator=random_source(*numbers), device="cpu")
+
+
 @contextmanager
 def stored_streams() -> Iterator[None]:
     """Draw as stored results were drawn, with base seed 0: to recount one, or to make one."""

@@ -23,7 +23,7 @@ from bnmlp.evaluation import STATISTICS, evaluate
 from bnmlp.layers import layer_table
 from bnmlp.model import BNMLP
 from bnmlp.replicas import read_replica, subset, write_replica
-from bnmlp.seeds import random_source, stored_streams
+from bnmlp.seeds import random_order, stored_streams
 from bnmlp.settings import default_device
 from bnmlp.sgd import scored_losses, scored_step
 from bnmlp.threads import keep_threads
@@ -201,7 +201,7 @@ def epoch_orders(seed: int, replicas: int, epoch: int, samples: int) -> Tensor:
     """
     orders = []
     for r in range(replicas):
-        orders.append(torch.randperm(samples, generator=random_source(seed, r, epoch, 1)))
+        orders.append(random_order(samples, seed, r, epoch, 1))
     return torch.stack(orders)
 
 
@@ -261,14 +261,15 @@ class _Training:
         self.steps = run.epochs * self.steps_per_epoch
         self.step = 0
         self.rate = 0.0  # of the newest step
-        self.sums = torch.zeros(2, run.networks, dtype=torch.float64)  # of losses and hits
+        numbers = {"dtype": torch.float64, "device": "cpu"}
+        self.sums = torch.zeros(2, run.networks, **numbers)  # of losses and hits
         self.since = 0  # steps in the sums
         self.rows: list[dict] = []
         self.stopped = [""] * run.networks  # why, for each network
         self.unmeasured: list[str] = []  # what has no value, and why
         self.frozen: dict[int, dict[str, Tensor]] = {}  # networks as they were when they stopped
-        self.best = torch.full((run.networks,), torch.nan, dtype=torch.float64)
-        self.best_epoch = torch.zeros(run.networks, dtype=torch.int64)
+        self.best = torch.full((run.networks,), torch.nan, **numbers)
+        self.best_epoch = torch.zeros(run.networks, dtype=torch.int64, device="cpu")
         self.seconds, self.saved_at, self.saving = 0.0, 0.0, 0.0
         self.order: tuple[int, Tensor] | None = None
 
@@ -439,7 +440,7 @@ class _Training:
 
     def _measure(self, epoch: int) -> None:
         """Measure the layers of all networks whose weights are finite."""
-        order = torch.randperm(len(self.x), generator=random_source(1))
+        order = random_order(len(self.x), 1)
         finite = [w.isfinite().all(-1).all(-1) for w in self.model.layer_weights()]
         alive = torch.stack(finite).all(0).nonzero().flatten().tolist()
         for r in sorted(set(range(self.run.networks)) - set(alive)):

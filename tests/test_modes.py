@@ -5,14 +5,19 @@ import torch
 
 from bnmlp import (
     BNMLP,
+    TrainingRun,
     deep_gradient_norms,
     evaluate,
     gain_schedule,
     gradient_norms,
     haar_orthogonal,
     isometry_gap,
+    load_dataset,
+    load_model,
+    perturbed_identity,
     recalibrate,
     sgd_step,
+    train,
 )
 from bnmlp.curvature import gradient, hessian, spectral_density, spectrum_ends
 from bnmlp.dynamics import effective_rates, random_walk
@@ -161,3 +166,19 @@ def test_products_of_the_hessian_are_refused_under_autocast():
             operator @ vector
         inside = spectral_density(operator, vectors=5)[1]
     torch.testing.assert_close(inside, spectral_density(operator, vectors=5)[1], rtol=0, atol=0)
+
+
+def test_data_and_training_do_not_depend_on_the_default_device(tmp_path):
+    run = TrainingRun(dataset="digits", width=6, depth=3, replicas=2, epochs=1, batch_size=100)
+    expected = train(run, tmp_path / "expected", device="cpu")
+    with torch.device("meta"):
+        data = load_dataset("digits")
+        x, y = data.batch(5, seed=2)
+        found = train(run, tmp_path / "found", device="cpu")
+        weights = load_model(tmp_path / "found").hidden_weight
+        identity = perturbed_identity(3, seed=1)
+    assert {data.train_x.device.type, x.device.type, y.device.type} == {"cpu"}
+    assert torch.equal(x, load_dataset("digits").batch(5, seed=2)[0])
+    assert torch.equal(identity, perturbed_identity(3, seed=1))
+    assert found.equals(expected)
+    assert torch.equal(weights, load_model(tmp_path / "expected").hidden_weight)
