@@ -65,12 +65,12 @@ def test_a_number_once_kept_is_not_changed_from_another_thread(threads):
     def late():
         before = keep_threads()
         kept.set()
-        changed.wait()
+        assert changed.wait(60)
         return before, torch.get_num_threads()
 
     with ThreadPoolExecutor(1) as pool:
         numbers = pool.submit(late)
-        kept.wait()
+        assert kept.wait(60)
         torch.set_num_threads(threads + 1)
         changed.set()
         assert numbers.result() == (threads, threads)
