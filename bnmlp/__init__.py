@@ -1,25 +1,26 @@
 """Signal propagation in deep batch-normalised networks: the package under the book."""
 
 from bnmlp import theory
-from bnmlp.activations import ACTIVATIONS, gain_schedule
-from bnmlp.configuration import TrainingRun
-from bnmlp.data import (
-    Dataset,
-    available_datasets,
-    degenerate_batch,
-    load_dataset,
-    perturbed_identity,
+from bnmlp.data.batches import degenerate_batch, perturbed_identity
+from bnmlp.data.datasets import Dataset, available_datasets, load_dataset
+from bnmlp.layers.activations import ACTIVATIONS, gain_schedule
+from bnmlp.layers.initialization import haar_orthogonal, xavier_normal
+from bnmlp.layers.normalization import batch_norm, layer_norm
+from bnmlp.machine.settings import at_scale, default_device, scale
+from bnmlp.measurements.evaluation import evaluate, recalibrate
+from bnmlp.measurements.gradients import deep_gradient_norms, explosion_rate, gradient_norms
+from bnmlp.measurements.isometry import (
+    harmonic_gap,
+    isometry_gap,
+    numerical_rank,
+    orthogonality_gap,
 )
-from bnmlp.evaluation import evaluate, recalibrate
-from bnmlp.gradients import deep_gradient_norms, explosion_rate, gradient_norms
-from bnmlp.initialization import haar_orthogonal, xavier_normal
-from bnmlp.isometry import harmonic_gap, isometry_gap, numerical_rank, orthogonality_gap
-from bnmlp.model import BNMLP
-from bnmlp.normalization import batch_norm, layer_norm
-from bnmlp.settings import at_scale, default_device, scale
-from bnmlp.sgd import sgd_step
-from bnmlp.sweep import gather, read_runs, train_all
-from bnmlp.training import load_model, read_layers, read_metrics, train
+from bnmlp.networks.mlp import BNMLP
+from bnmlp.training.configuration import TrainingRun
+from bnmlp.training.folder import load_model, read_layers, read_metrics
+from bnmlp.training.loop import train
+from bnmlp.training.step import sgd_step
+from bnmlp.training.sweep import gather, read_runs, train_all
 
 __version__ = "0.1.0"
 

@@ -18,3 +18,18 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
         kind = "a positive integer" if least == 1 else f"an integer >= {least}"
         raise ValueError(f"{name} must be {kind}, got {value!r}")
     return int(value)
+
+
+def check_lengths(replicas: int, **choices: object) -> None:
+    """Refuse choices by replica, which are tuples, of another length."""
+    for name, value in choices.items():
+        if isinstance(value, tuple) and len(value) != replicas:
+            raise ValueError(
+                f"{name} has {len(value)} entries for {replicas} replicas; give one for each"
+            )
+
+
+def check_name(what: str, name: str, known: object) -> None:
+    """Refuse a name that is not known."""
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}; use one of {', '.join(known)}")

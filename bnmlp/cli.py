@@ -12,12 +12,13 @@ import pandas as pd
 import typer
 from pydantic import ValidationError
 
-from bnmlp.configuration import TrainingRun, complaints
-from bnmlp.data import LOADERS, fetch_command, load_dataset
-from bnmlp.storage import StorageError, parse_json, reason
-from bnmlp.sweep import read_runs, run_folders, train_all
-from bnmlp.training import read_metrics, read_run, read_status
-from bnmlp.training import train as train_run
+from bnmlp.data.datasets import load_dataset
+from bnmlp.data.sources import LOADERS, fetch_command
+from bnmlp.machine.storage import StorageError, parse_json, reason
+from bnmlp.training.configuration import TrainingRun, complaints
+from bnmlp.training.folder import read_metrics, read_run, read_status, run_folders
+from bnmlp.training.loop import train as train_run
+from bnmlp.training.sweep import read_runs, train_all
 
 app = typer.Typer(
     help="Train deep batch-normalised networks; runs can be killed and resumed at any moment.",

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import torch
 
-from bnmlp.settings import data_root
+from bnmlp.machine.settings import data_root
 
 if os.environ.get("BNMLP_DATA"):  # notebooks run in their own folders
     os.environ["BNMLP_DATA"] = str(data_root().absolute())

@@ -28,7 +28,7 @@ class Book:
         for name in ("_ext", "_static", "_extra"):
             shutil.copytree(ROOT / "book" / name, root / "book" / name)
         shutil.copytree(FIXTURES, root, dirs_exist_ok=True)
-        shutil.copy(ROOT / "bnmlp" / "claims.py", root / "bnmlp")
+        shutil.copy(ROOT / "bnmlp" / "book" / "claims.py", root / "bnmlp" / "book")
         (root / "installed").touch()
         self.log = root / "log"
 

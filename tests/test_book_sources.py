@@ -176,13 +176,14 @@ GENERATORS = re.compile(
     r"Generator\(|manual_seed\((?!seed_of\()|default_rng\((?!seed_of\()|RandomState|"
     r"np\.random\.(?!default_rng|SeedSequence)|(?<![\w.])random\.(?:random|seed|choice|gauss)|initial_seed"
 )
-ROOTS = ("bnmlp/seeds.py", "bnmlp/initialization.py")  # the second moves on from seed_of by layer
+# The second moves on from seed_of by layer.
+ROOTS = ("bnmlp/layers/seeds.py", "bnmlp/layers/initialization.py")
 
 
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=name)
 def test_every_random_number_of_a_page_starts_from_the_base_seed(page):
     for cell in code_cells(page):
-        assert not GENERATORS.search(cell.source), f"use bnmlp.seeds: {cell.source}"
+        assert not GENERATORS.search(cell.source), f"use bnmlp.layers.seeds: {cell.source}"
 
 
 def test_every_random_number_of_the_package_starts_from_the_base_seed():
@@ -191,7 +192,7 @@ def test_every_random_number_of_the_package_starts_from_the_base_seed():
             code = ast.unparse(ast.parse(path.read_text(encoding="utf8")))  # without comments
             found = [m for m in re.findall(r".*", code) if GENERATORS.search(m)]
             found = [line for line in found if "torch.Generator |" not in line]
-            assert not found, f"{path.name}: use bnmlp.seeds: {found}"
+            assert not found, f"{path.name}: use bnmlp.layers.seeds: {found}"
 
 
 def test_every_claim_is_on_the_scoreboard():

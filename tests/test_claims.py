@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from bnmlp.claims import RECORD, claim
+from bnmlp.book.claims import RECORD, claim
 
 STATEMENT = {"source": "Theorem 1", "verdict": "reproduced"}
 

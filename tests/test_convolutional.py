@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from bnmlp import load_dataset
-from bnmlp.convolutional import ResNet, images, simple_cnn
+from bnmlp.data.batches import images
+from bnmlp.networks.convolutional import ResNet, simple_cnn
 
 
 @pytest.mark.parametrize(("blocks", "depth"), [(3, 20), (9, 56), (18, 110)])

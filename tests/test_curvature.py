@@ -6,19 +6,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnmlp import BNMLP
-from bnmlp.curvature import (
-    covariance_eigenvalues,
+from bnmlp.measurements.curvature import (
     curvature_table,
     gauss_newton,
-    gradient,
     hessian,
     overlaps,
     row_lengths,
-    sample_gradients,
     spectral_density,
     spectrum_ends,
 )
-from bnmlp.skip import SkipMLP
+from bnmlp.measurements.noise import covariance_eigenvalues, gradient, sample_gradients
+from bnmlp.networks.skip import SkipMLP
 
 
 @pytest.fixture

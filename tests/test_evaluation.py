@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bnmlp import BNMLP, evaluate, evaluation, load_dataset, recalibrate, sgd_step
-from bnmlp.evaluation import STATISTICS
-from bnmlp.replicas import subset
+from bnmlp import BNMLP, evaluate, load_dataset, recalibrate, sgd_step
+from bnmlp.measurements import evaluation
+from bnmlp.measurements.evaluation import STATISTICS
+from bnmlp.networks.replicas import subset
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 from bnmlp import BNMLP, deep_gradient_norms, explosion_rate, gradient_norms
-from bnmlp.gradients import _by_autograd, _norm
-from bnmlp.replicas import subset
+from bnmlp.measurements.gradients import _by_autograd, _norm
+from bnmlp.networks.replicas import subset
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -146,7 +146,7 @@ def test_spare_memory_changes_nothing(stacks, monkeypatch):
     model = BNMLP(6, 5, 50, 3, activation="tanh", dtype=torch.float64, replicas=3)
     all_kept = gradient_norms(model, x, y)
     bytes_of_a_segment = 2 * 7 * 3 * 5 * 8 * 8
-    monkeypatch.setattr("bnmlp.gradients.SPARE", stacks * bytes_of_a_segment)
+    monkeypatch.setattr("bnmlp.measurements.gradients.SPARE", stacks * bytes_of_a_segment)
     assert torch.equal(gradient_norms(model, x, y), all_kept)
 
 

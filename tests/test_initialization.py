@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from bnmlp import BNMLP, haar_orthogonal, xavier_normal
-from bnmlp.initialization import haar_frames, initial_weights
+from bnmlp.layers.initialization import haar_frames, initial_weights
 
 DRAWS = 40_000
 

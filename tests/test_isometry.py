@@ -16,7 +16,7 @@ from bnmlp import (
     numerical_rank,
     orthogonality_gap,
 )
-from bnmlp.isometry import _gap_by_singular_values
+from bnmlp.measurements.isometry import _gap_by_singular_values
 
 pytestmark = pytest.mark.usefixtures("float64")
 

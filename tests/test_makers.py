@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bnmlp import results
+from bnmlp.book import tables as results
 
 MAKERS = results.DATA
 

@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from bnmlp import BNMLP, sgd_step
-from bnmlp.meanfield import (
+from bnmlp.theory.gaussian import gaussian_mean, gaussian_product
+from bnmlp.theory.meanfield import (
     chi,
     correlation_map,
     critical_weight_variance,
     depth_scales,
     fixed_correlation,
     fixed_length,
-    gaussian_mean,
-    gaussian_product,
     gradient_growth,
     length_map,
     residual_recursion,

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bnmlp import memory
-from bnmlp.memory import fresh
+from bnmlp.machine import memory
+from bnmlp.machine.memory import fresh
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -19,11 +19,13 @@ from bnmlp import (
     sgd_step,
     train,
 )
-from bnmlp.curvature import gradient, hessian, spectral_density, spectrum_ends
-from bnmlp.dynamics import effective_rates, random_walk
-from bnmlp.modes import outside_modes
-from bnmlp.replicas import subset
-from bnmlp.seeds import random_source
+from bnmlp.layers.seeds import random_source
+from bnmlp.machine.modes import outside_modes
+from bnmlp.measurements.curvature import hessian, spectral_density, spectrum_ends
+from bnmlp.measurements.noise import gradient
+from bnmlp.measurements.rates import effective_rates
+from bnmlp.networks.replicas import subset
+from bnmlp.theory.weight_dynamics import random_walk
 
 KINDS = {
     "batch": {"affine": True, "bias": True},

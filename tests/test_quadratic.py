@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bnmlp.quadratic import expected_losses, steady_variance
+from bnmlp.theory.quadratic import expected_losses, steady_variance
 
 
 def test_plain_descent_follows_the_scalar_recursion():

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from bnmlp import BNMLP, TrainingRun, load_dataset
-from bnmlp.attention import Transformer
 from bnmlp.data import perturbed_identity
-from bnmlp.seeds import random_source, seed_of, stored_streams
-from bnmlp.skip import SkipMLP
-from bnmlp.training import epoch_orders
+from bnmlp.data.batches import epoch_orders
+from bnmlp.layers.seeds import random_source, seed_of, stored_streams
+from bnmlp.networks.skip import SkipMLP
+from bnmlp.networks.transformer import Transformer
 
 
 def first_numbers() -> dict[str, list]:

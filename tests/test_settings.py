@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bnmlp import at_scale, default_device, scale
-from bnmlp.settings import data_root
+from bnmlp.machine.settings import data_root
 
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "paper"])

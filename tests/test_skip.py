@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnmlp.skip import VARIANTS, SkipMLP, evaluate, recalibrate, weight_gradients
+from bnmlp.networks.losses import weight_gradients
+from bnmlp.networks.skip import VARIANTS, SkipMLP, evaluate, recalibrate
 
 pytestmark = pytest.mark.usefixtures("float64")
 SIZES = {"in_features": 6, "width": 7, "out_features": 3, "dtype": torch.float64}

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from bnmlp import TrainingRun, gather, read_runs, train, train_all
 from bnmlp.cli import app
-from bnmlp.sweep import SweepError
 from bnmlp.training import load_model, read_metrics, read_status
+from bnmlp.training.sweep import SweepError
 
 FIELDS = {
     "dataset": "digits", "depth": 5, "width": 20, "batch_size": 50, "learning_rate": 0.05,
@@ -158,7 +158,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     told = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert told.returncode == 1
     last = told.stderr.strip().splitlines()[-1]
-    assert last.startswith("bnmlp.sweep.SweepError: no run was started: ")
+    assert last.startswith("bnmlp.training.sweep.SweepError: no run was started: ")
     assert 'under `if __name__ == "__main__":`' in last
     assert "killed" not in told.stderr
 

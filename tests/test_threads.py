@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bnmlp import TrainingRun, read_metrics, train
-from bnmlp.threads import keep_threads, map_in_threads
+from bnmlp.machine.threads import keep_threads, map_in_threads
 from bnmlp.training import read_status
 
 

@@ -53,11 +53,11 @@ BUILDS = {f"seed-{seed}": {"BNMLP_SEED": str(seed)} for seed in range(9)} | {
 LEAST_MARGIN = 3
 
 # Modules that show results and change none.
-SHOWING = ("bnmlp.claims", "bnmlp.plotting")
+SHOWING = ("bnmlp.book.claims", "bnmlp.book.plotting")
 
 # Weights of the build "rounding" differ from the others' in their last digit.
 ROUNDING = (
-    "initialization.py",
+    "layers/initialization.py",
     "matrix.normal_(generator=generator)",
     "matrix.normal_(generator=generator).mul_("
     "1 + 1e-7 * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(offset)))",
@@ -208,10 +208,10 @@ def _run(page: Path, result: Path, changed: int) -> None:
         os._exit(1)
     import matplotlib.pyplot as plt
 
-    import bnmlp.claims
+    import bnmlp.book.claims
 
     records, namespace, error, seconds = [], {"__name__": "__main__"}, None, []
-    bnmlp.claims._show = records.append
+    bnmlp.book.claims._show = records.append
     start = time.process_time()  # of the processor: other work on the machine does not count
     os.chdir(page.parent)
     for number, cell in enumerate(cells, 1):
@@ -280,7 +280,7 @@ def write_table() -> None:
     import numpy as np
     import pandas as pd
 
-    from bnmlp.claims import within
+    from bnmlp.book.claims import within
 
     rows, seconds = [], []
     for page in pages(ROOT):

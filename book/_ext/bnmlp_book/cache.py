@@ -22,7 +22,7 @@ def settings(root: Path) -> tuple[object, ...]:
     Args:
         root: Folder of ``_config.yml``.
     """
-    from bnmlp.settings import base_seed, scale
+    from bnmlp.machine.settings import base_seed, scale
 
     pins = hashlib.sha256((root / "requirements.txt").read_bytes()).hexdigest()
     data = os.environ.get("BNMLP_DATA")
@@ -32,7 +32,7 @@ def settings(root: Path) -> tuple[object, ...]:
 @cache
 def device_name() -> str:
     """The device of the experiments, with its model where it is a GPU."""
-    from bnmlp.settings import default_device
+    from bnmlp.machine.settings import default_device
 
     device = default_device()
     if device.type != "cuda":

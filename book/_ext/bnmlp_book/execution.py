@@ -30,7 +30,7 @@ from traitlets.config import Config
 from . import cache
 from .kernels import Nursery, WarmKernelManager
 
-CLAIM = "bnmlp-claim"  # in the metadata of an output, as bnmlp.claims writes it
+CLAIM = "bnmlp-claim"  # in the metadata of an output, as bnmlp.book.claims writes it
 logger = logging.getLogger(__name__)
 
 

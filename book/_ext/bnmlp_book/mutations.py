@@ -23,7 +23,18 @@ TABLE = audit.ROOT / "book" / "data" / "audit" / "mutations.csv"
 
 
 # Tests of modules that have no file of their own.
-TESTS = {"engine": ("gradients", "sgd", "model")}
+TESTS = {
+    "attention": ("transformer",),
+    "batches": ("datasets", "transformer", "convolutional"),
+    "engine": ("gradients", "step", "mlp"),
+    "gaussian": ("meanfield", "transformer"),
+    "intervals": ("tables",),
+    "losses": ("step", "transformer"),
+    "noise": ("curvature",),
+    "rates": ("weight_dynamics", "transformer"),
+    "recipe": ("mlp",),
+    "sources": ("datasets",),
+}
 
 
 @dataclass(frozen=True)
@@ -44,185 +55,195 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
-        "norm-root", "normalisation divides by the mean square", "normalization.py",
+        "norm-root", "normalisation divides by the mean square", "layers/normalization.py",
         "y = F.rms_norm(x, (n,), eps=eps / n if unit else eps)",
         "y = x / (x.square().mean(-1, keepdim=True) + (eps / n if unit else eps))",
     ),
     Mutation(
-        "norm-mean", "mean reduction is left out", "normalization.py",
+        "norm-mean", "mean reduction is left out", "layers/normalization.py",
         "    if center:\n        y = F.layer_norm(x, (n,), eps=eps / n if unit else eps)\n",
         "    if False:\n        y = F.layer_norm(x, (n,), eps=eps / n if unit else eps)\n",
     ),
     Mutation(
-        "engine-norm-root", "the engine normalises without the root", "engine.py",
+        "engine-norm-root", "the engine normalises without the root", "networks/engine.py",
         ".add_(self.eps).rsqrt_()", ".add_(self.eps).reciprocal_()",
     ),
     Mutation(
-        "haar-sign", "Haar matrices without the correction of signs", "initialization.py",
+        "haar-sign", "Haar matrices without the correction of signs", "layers/initialization.py",
         "return q.mul_(-sign.unsqueeze(-2))", "return q",
     ),
     Mutation(
-        "haar-vectors", "Householder vectors of full length: not Haar", "initialization.py",
+        "haar-vectors", "Householder vectors of full length: not Haar", "layers/initialization.py",
         "    x.tril_()  # in place: a copy costs forty times as much\n",
         "    x.abs_().tril_()\n",
     ),
     Mutation(
-        "gaussian-variance", "Gaussian weights of half the variance", "initialization.py",
+        "gaussian-variance", "Gaussian weights of half the variance", "layers/initialization.py",
         "math.sqrt(2 / (normal.shape[-1]", "math.sqrt(1 / (normal.shape[-1]",
     ),
     Mutation(
-        "gain", "gains off by five per cent", "activations.py",
+        "gain", "gains off by five per cent", "layers/activations.py",
         "return gain * layers**-exponent", "return 1.05 * gain * layers**-exponent",
     ),
     Mutation(
-        "gain-exponent", "gains with twice the exponent", "activations.py",
+        "gain-exponent", "gains with twice the exponent", "layers/activations.py",
         "return gain * layers**-exponent", "return gain * layers ** (-2 * exponent)",
     ),
     Mutation(
-        "bessel", "running variance without Bessel's factor", "engine.py",
+        "bessel", "running variance without Bessel's factor", "networks/engine.py",
         "            var *= self.n / (self.n - 1)\n", "            pass\n",
     ),
     Mutation(
-        "averages", "running averages move ten times as fast", "engine.py",
+        "averages", "running averages move ten times as fast", "networks/engine.py",
         "model.running_var.lerp_(var, model.momentum)",
         "model.running_var.lerp_(var, min(1, 10 * model.momentum))",
     ),
     Mutation(
-        "recalibration", "recalibrated variance is the unbiased one", "evaluation.py",
+        "recalibration", "recalibrated variance is the unbiased one", "measurements/evaluation.py",
         "            var = var * ((n - 1) / n)\n", "            var = 1.05 * var\n",
     ),
     Mutation(
-        "rate-sign", "explosion rate with the wrong sign", "gradients.py",
+        "rate-sign", "explosion rate with the wrong sign", "measurements/gradients.py",
         "return -(centred @", "return (centred @",
     ),
     Mutation(
-        "norm-scale", "gradient norms forget the factor of their segment", "gradients.py",
+        "norm-scale", "gradient norms forget the factor of their segment",
+        "measurements/gradients.py",
         ".log() + log_scale.to(place)", ".log() + 0 * log_scale.to(place)",
     ),
     Mutation(
-        "tanh-slope", "the way back through tanh forgets its slope", "engine.py",
+        "tanh-slope", "the way back through tanh forgets its slope", "networks/engine.py",
         '"tanh": lambda grad, x, out: aten.tanh_backward(grad, out),',
         '"tanh": lambda grad, x, out: grad,',
     ),
     Mutation(
-        "sin-slope", "the way back through sin squares its slope", "engine.py",
+        "sin-slope", "the way back through sin squares its slope", "networks/engine.py",
         "torch.cos(x).mul_(grad)", "torch.cos(x).square_().mul_(grad)",
     ),
     Mutation(
-        "projection", "the way back through the normalisation lacks its projection", "engine.py",
+        "projection", "the way back through the normalisation lacks its projection",
+        "networks/engine.py",
         "return torch.addcmul(grad, z, along).mul_(rstd * scale)",
         "return torch.addcmul(grad, z, 0 * along).mul_(rstd * scale)",
     ),
     Mutation(
-        "step-size", "steps of gradient descent ten per cent too long", "sgd.py",
+        "step-size", "steps of gradient descent ten per cent too long", "training/step.py",
         "        weight.baddbmm_(step, h.mT, alpha=-1)\n",
         "        weight.baddbmm_(step, h.mT, alpha=-1.1)\n",
     ),
     Mutation(
-        "gap", "isometry gap without the factor 2 of the volume", "isometry.py",
+        "gap", "isometry gap without the factor 2 of the volume", "measurements/isometry.py",
         "gap = mean.log() - 2 * pivots.log().mean(-1)",
         "gap = mean.log() - 1.9 * pivots.log().mean(-1)",
     ),
     Mutation(
-        "gap-series", "isometry gap near isometry without its factor one half", "isometry.py",
+        "gap-series", "isometry gap near isometry without its factor one half",
+        "measurements/isometry.py",
         "series = second / 2 - third / 3", "series = second - third / 3",
     ),
     Mutation(
-        "harmonic", "harmonic gap without its denominator", "isometry.py",
+        "harmonic", "harmonic gap without its denominator", "measurements/isometry.py",
         "((ratio - 1).square() / ratio).mean(-1)", "((ratio - 1).square()).mean(-1)",
     ),
     Mutation(
-        "rank", "numerical rank with a tolerance of float32", "isometry.py",
+        "rank", "numerical rank with a tolerance of float32", "measurements/isometry.py",
         "torch.finfo(s.dtype).eps * s[..., :1]", "1e-4 * s[..., :1]",
     ),
     Mutation(
-        "decay-factor", "d / (d + 1) for d / (d + 2)", "theory.py",
+        "decay-factor", "d / (d + 1) for d / (d + 2)", "theory/closed_forms.py",
         "return width / (width + 2)", "return width / (width + 1)",
     ),
     Mutation(
-        "haar-moment", "Weingarten function off by one", "theory.py",
+        "haar-moment", "Weingarten function off by one", "theory/closed_forms.py",
         "return ((width + 1) * same - different)", "return ((width + 2) * same - different)",
     ),
     Mutation(
-        "gap-quadrature", "quadrature of the expected gap change cut off", "theory.py",
+        "gap-quadrature", "quadrature of the expected gap change cut off", "theory/closed_forms.py",
         "torch.arange(-45.0, 95.0, 0.25", "torch.arange(-45.0, -2.0, 0.25",
     ),
     Mutation(
-        "budget", "budget of the whole gap, not of its half", "theory.py",
+        "budget", "budget of the whole gap, not of its half", "theory/closed_forms.py",
         "else 0.5 * (first_gap - last_gap)", "else (first_gap - last_gap)",
     ),
     Mutation(
-        "rate-bounds", "bounds below full rank without the loss of two dimensions", "theory.py",
+        "rate-bounds", "bounds below full rank without the loss of two dimensions",
+        "theory/closed_forms.py",
         "math.log(rank * (width - 2) / (width * (rank - 2)))",
         "math.log(rank * (width - 2) / (width * (rank - 1)))",
     ),
     Mutation(
-        "stationary", "stationary spread off by a factor of two", "theory.py",
+        "stationary", "stationary spread off by a factor of two", "theory/closed_forms.py",
         "return 2 * (1 - share) / (share * (2 - share))",
         "return (1 - share) / (share * (2 - share))",
     ),
     Mutation(
-        "gaussian-rate", "Gaussian rate forgets what mean reduction costs", "theory.py",
+        "gaussian-rate", "Gaussian rate forgets what mean reduction costs",
+        "theory/closed_forms.py",
         "free = batch_size - 1 if center else batch_size", "free = batch_size",
     ),
     Mutation(
-        "flow", "spectrum flow on the wrong clock", "theory.py",
+        "flow", "spectrum flow on the wrong clock", "theory/closed_forms.py",
         "times = layers / (d + 2)", "times = 0.9 * layers / (d + 2)",
     ),
     Mutation(
-        "quadrature", "Gaussian means cut off at one standard deviation", "meanfield.py",
+        "quadrature", "Gaussian means cut off at one standard deviation", "theory/gaussian.py",
         "s = torch.arange(-4.5, 3.7, 0.02", "s = torch.arange(-4.5, 0.5, 0.02",
     ),
     Mutation(
-        "growth-mean", "mean-field growth forgets the mean that batch norm removes", "meanfield.py",
+        "growth-mean", "mean-field growth forgets the mean that batch norm removes",
+        "theory/meanfield.py",
         '    if norm == "batch":\n        energy -=', '    if norm == "layer":\n        energy -=',
     ),
     Mutation(
-        "running-spread", "predicted loss in evaluation without Bessel's factor", "meanfield.py",
+        "running-spread", "predicted loss in evaluation without Bessel's factor",
+        "theory/meanfield.py",
         "bessel = batch_size / (batch_size - 1)", "bessel = 1.0",
     ),
     Mutation(
-        "rate-map", "effective rates fall with the first power of the step", "dynamics.py",
+        "rate-map", "effective rates fall with the first power of the step",
+        "theory/weight_dynamics.py",
         "return rate / (1 + (learning_rate * rate) ** 2)",
         "return rate / (1 + learning_rate * rate)",
     ),
     Mutation(
-        "critical-rate", "critical learning rate without its root", "dynamics.py",
+        "critical-rate", "critical learning rate without its root", "theory/weight_dynamics.py",
         "return (rates.amax(0) * rates.amin(0)).rsqrt()",
         "return (rates.amax(0) * rates.amin(0)).reciprocal()",
     ),
     Mutation(
-        "momentum-map", "velocity decays with momentum, not with its square", "dynamics.py",
+        "momentum-map", "velocity decays with momentum, not with its square",
+        "theory/weight_dynamics.py",
         "v = momentum**2 * v + g.square()", "v = momentum * v + g.square()",
     ),
     Mutation(
-        "quadratic-noise", "the noisy quadratic model without noise", "quadratic.py",
+        "quadratic-noise", "the noisy quadratic model without noise", "theory/quadratic.py",
         "transition @ moments @ transition.mT + kicks",
         "transition @ moments @ transition.mT + 0 * kicks",
     ),
     Mutation(
-        "covariance", "covariance of gradients that are not centred", "curvature.py",
+        "covariance", "covariance of gradients that are not centred", "measurements/noise.py",
         "centred = gradients - gradients.mean(0)", "centred = gradients - 0 * gradients.mean(0)",
     ),
     Mutation(
-        "relu-kernel", "kernel of ReLU without its angle", "attention.py",
+        "relu-kernel", "kernel of ReLU without its angle", "theory/gaussian.py",
         "return (math.pi - correlation(c).arccos()) / (2 * math.pi)",
         "return 0.5 * torch.ones_like(c)",
     ),
     Mutation(
-        "scores", "attention scores not divided by the root of the heads' width", "attention.py",
+        "scores", "attention scores not divided by the root of the heads' width",
+        "networks/transformer.py",
         "scores = q @ k.mT / math.sqrt(q.shape[-1])", "scores = q @ k.mT / q.shape[-1]",
     ),
     Mutation(
-        "shortcut", "shortcuts of the ResNet carry nothing", "convolutional.py",
+        "shortcut", "shortcuts of the ResNet carry nothing", "networks/convolutional.py",
         "            out = out + F.pad(", "            out = out + 0 * F.pad(",
     ),
     Mutation(
-        "glorot", "uniform weights of half the variance", "skip.py",
+        "glorot", "uniform weights of half the variance", "networks/skip.py",
         "bound = math.sqrt(6 / (rows + columns))", "bound = math.sqrt(3 / (rows + columns))",
     ),
     Mutation(
-        "standardisation", "pixels not standardised", "data.py",
+        "standardisation", "pixels not standardised", "data/datasets.py",
         "mean, std = STANDARDIZATION.get(name) or _channel_statistics(train)",
         "mean, std = (0.0,) * train.shape[1], (1.0,) * train.shape[1]",
     ),
@@ -284,7 +305,7 @@ def pick(reached: dict[str, Path], wanted: set[str], budget: float) -> dict[str,
 
 def noticing(build: str, chapters: dict[str, Path]) -> list[tuple[str, str]]:
     """Page and claim, for every claim that holds on the package and not on its mutation."""
-    from bnmlp.claims import within
+    from bnmlp.book.claims import within
 
     found = []
     for slug, page in chapters.items():

@@ -38,7 +38,7 @@ def build_rows(now: str) -> list[tuple[str, ...]]:
     """The commit, then date, scale, device and versions."""
     import torch
 
-    from bnmlp.settings import base_seed, scale
+    from bnmlp.machine.settings import base_seed, scale
 
     return [
         ("Commit", now),

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from bnmlp import BNMLP, evaluate, load_dataset
-from bnmlp.results import store_table
-from bnmlp.seeds import stored_streams
-from bnmlp.sgd import scored_step
+from bnmlp.book.tables import store_table
+from bnmlp.layers.seeds import stored_streams
+from bnmlp.training.step import scored_step
 
 WIDTH, REPLICAS, STEPS, MEAN, RATE = 100, 4, 120, 20, 0.01
 KINDS = {"100": (100, 100), "100, gain of 500": (100, 500), "500": (500, 500),

@@ -11,9 +11,9 @@ import sys
 
 import pandas as pd
 
-from bnmlp.results import store_table
-from bnmlp.sweep import run_folders
+from bnmlp.book.tables import store_table
 from bnmlp.training import read_metrics, read_run, read_status
+from bnmlp.training.folder import run_folders
 
 RUN = ["name", "activation", "init", "depth", "batch_size"]
 TRAIN = ["train_loss", "train_accuracy"]

@@ -16,12 +16,14 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from bnmlp import BNMLP, load_dataset
-from bnmlp.configuration import TrainingRun
-from bnmlp.convolutional import images, simple_cnn
-from bnmlp.curvature import Batches, curvature_table, hessian, spectral_density
-from bnmlp.replicas import subset
-from bnmlp.results import store_table
-from bnmlp.training import epoch_orders, load_model, read_curvature, train
+from bnmlp.book.tables import store_table
+from bnmlp.data.batches import epoch_orders, images
+from bnmlp.measurements.curvature import curvature_table, hessian, spectral_density
+from bnmlp.measurements.noise import Batches
+from bnmlp.networks.convolutional import simple_cnn
+from bnmlp.networks.replicas import subset
+from bnmlp.training import load_model, read_curvature, train
+from bnmlp.training.configuration import TrainingRun
 
 NAME = "eight-quantities"
 COMMAND = f"OMP_NUM_THREADS=1 nice -n 5 python book/data/{NAME}/make.py"

@@ -8,7 +8,7 @@ import time
 import pandas as pd
 
 from bnmlp import BNMLP, default_device, gradient_norms, load_dataset
-from bnmlp.results import store_table
+from bnmlp.book.tables import store_table
 
 DEPTH, WIDTH, REPLICAS = 3_000, 100, 10
 LAYERS = range(100, DEPTH, 100)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bnmlp import deep_gradient_norms, default_device, load_dataset
-from bnmlp.results import store_table
+from bnmlp.book.tables import store_table
 
 DEPTH, WIDTH, REPLICAS = 4_000, 100, 10
 EXPONENTS = (0.2, 0.25, 0.3, 0.4, 0.5)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bnmlp import BNMLP, batch_norm, gain_schedule, gradient_norms, load_dataset, sgd_step
-from bnmlp.results import store_table
-from bnmlp.training import epoch_orders
+from bnmlp.book.tables import store_table
+from bnmlp.data.batches import epoch_orders
 
 DEPTH, WIDTH, REPLICAS, EPOCHS = 300, 100, 2, 6
 RATES = (0.003, 0.01)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from bnmlp import BNMLP, isometry_gap, load_dataset, perturbed_identity
-from bnmlp.results import store_table
+from bnmlp.book.tables import store_table
 
 WIDTHS, DEPTH, NETWORKS, BATCHES = (256, 512, 1024), 200, 10, 3
 

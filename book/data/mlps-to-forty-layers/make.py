@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 
 from bnmlp import load_dataset
-from bnmlp.evaluation import STATISTICS
-from bnmlp.results import store_table
-from bnmlp.sgd import scored_losses
-from bnmlp.skip import VARIANTS, SkipMLP, evaluate, weight_gradients
-from bnmlp.training import epoch_orders
+from bnmlp.book.tables import store_table
+from bnmlp.data.batches import epoch_orders
+from bnmlp.measurements.evaluation import STATISTICS
+from bnmlp.networks.losses import scored_losses, weight_gradients
+from bnmlp.networks.skip import VARIANTS, SkipMLP, evaluate
 
 HERE, REPLICAS, SEED = Path(__file__).parent, 5, 0
 DATA = "fashion_mnist"

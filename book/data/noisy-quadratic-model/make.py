@@ -12,12 +12,13 @@ from curvlinops import HessianLinearOperator
 from torch import Tensor
 
 from bnmlp import BNMLP, load_dataset, sgd_step
-from bnmlp.convolutional import images
-from bnmlp.curvature import gauss_newton, gradient, hessian, sample_gradients, spectrum_ends
-from bnmlp.quadratic import expected_losses
-from bnmlp.replicas import read_replica, replica_axis, subset, write_replica
-from bnmlp.results import store_table
-from bnmlp.sgd import scored_losses
+from bnmlp.book.tables import store_table
+from bnmlp.data.batches import images
+from bnmlp.measurements.curvature import gauss_newton, hessian, spectrum_ends
+from bnmlp.measurements.noise import gradient, sample_gradients
+from bnmlp.networks.losses import scored_losses
+from bnmlp.networks.replicas import read_replica, replica_axis, subset, write_replica
+from bnmlp.theory.quadratic import expected_losses
 
 NETWORKS, SAMPLES, WIDTH, TARGET, LEADING = 10, 1000, 10, 0.2, 9
 DATA = load_dataset("mnist5k")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bnmlp import BNMLP, isometry_gap, load_dataset, sgd_step
-from bnmlp.results import store_table
-from bnmlp.training import epoch_orders
+from bnmlp.book.tables import store_table
+from bnmlp.data.batches import epoch_orders
 
 DEPTH, WIDTH, REPLICAS, STEPS = 1_000, 100, 2, 400
 KINDS = (("identity", 0.001), ("tanh", 0.001), ("tanh", 0.05), ("sin", 0.05))

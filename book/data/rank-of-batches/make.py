@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from bnmlp import available_datasets, numerical_rank
-from bnmlp.results import store_table
+from bnmlp.book.tables import store_table
 
 NAMES = ("mnist5k", "photo_patches", "mnist", "fashion_mnist", "cifar10", "cifar100")
 SIZES, BATCHES = (256, 512), 100

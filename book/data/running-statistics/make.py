@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 
 from bnmlp import evaluate, load_dataset, load_model, read_metrics
-from bnmlp.evaluation import STATISTICS
-from bnmlp.results import store_table
-from bnmlp.sweep import run_folders
+from bnmlp.book.tables import store_table
+from bnmlp.measurements.evaluation import STATISTICS
 from bnmlp.training import read_run, read_status
+from bnmlp.training.folder import run_folders
 
 
 @torch.no_grad()

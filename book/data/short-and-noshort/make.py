@@ -26,9 +26,11 @@ from torch.func import (
 )
 
 from bnmlp import at_scale, default_device, load_dataset, scale
-from bnmlp.convolutional import ResNet, images
-from bnmlp.dynamics import critical_learning_rate, spread
-from bnmlp.results import DATA, store_table
+from bnmlp.book.tables import DATA, store_table
+from bnmlp.data.batches import images
+from bnmlp.measurements.rates import spread
+from bnmlp.networks.convolutional import ResNet
+from bnmlp.theory.weight_dynamics import critical_learning_rate
 
 
 @dataclass(frozen=True)

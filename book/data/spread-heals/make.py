@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnmlp import BNMLP, load_dataset
-from bnmlp.dynamics import critical_learning_rate, equilibrium_rate, next_rate, spread
-from bnmlp.results import median_interval, store_table
-from bnmlp.training import epoch_orders
+from bnmlp.book.intervals import median_interval
+from bnmlp.book.tables import store_table
+from bnmlp.data.batches import epoch_orders
+from bnmlp.measurements.rates import spread
+from bnmlp.theory.weight_dynamics import critical_learning_rate, equilibrium_rate, next_rate
 
 DEPTH, WIDTH, REPLICAS, STEPS = 30, 100, 6, 160
 LAST = 20  # losses are means over the last steps

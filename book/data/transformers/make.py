@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from bnmlp import load_dataset
-from bnmlp.attention import MATRICES, Transformer, matrix_gradients, matrix_rates, patches
-from bnmlp.dynamics import momentum_map, spread
-from bnmlp.results import DATA, store_table
+from bnmlp.book.tables import DATA, store_table
+from bnmlp.data.batches import patches
+from bnmlp.measurements.rates import matrix_rates, spread
+from bnmlp.networks.losses import matrix_gradients
+from bnmlp.networks.transformer import MATRICES, Transformer
+from bnmlp.theory.weight_dynamics import momentum_map
 
 DEPTH, WIDTH, BATCH, STEPS, SEEDS = 12, 32, 32, 120, 3
 RATES = {

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from bnmlp import BNMLP, gradient_norms, sgd_step
-from bnmlp.reference import PlainNetwork
+from bnmlp.networks.plain import PlainNetwork
 
 
 def seconds(step, repeats: int) -> float:

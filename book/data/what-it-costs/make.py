@@ -9,7 +9,7 @@ import time
 import pandas as pd
 
 from bnmlp import deep_gradient_norms, default_device, load_dataset
-from bnmlp.results import store_table
+from bnmlp.book.tables import store_table
 
 DEPTH, WIDTH, N, REPLICAS, SEED = 100_000, 100, 100, 2, 0
 

@@ -1,0 +1,1 @@
+"""What chapters use to state and draw; nothing else imports it."""

@@ -1,0 +1,132 @@
+"""Batches: the order of samples, rows as images or tokens, inputs made on purpose."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnmlp.layers.seeds import random_order, random_source
+
+
+def patches(x: Tensor, side: int = 7) -> Tensor:
+    """Square images as sequences of square patches.
+
+    Args:
+        x: Images as rows. Shape ``(..., pixels)``.
+        side: Of a patch; divides that of the images.
+
+    Returns:
+        Shape ``(..., T, side * side)``.
+
+    Raises:
+        ValueError: If rows are not squares of whole patches.
+    """
+    if side < 1:
+        raise ValueError(f"patches: their side must be at least 1, got {side}")
+    across = round(x.shape[-1] ** 0.5) // side
+    if (across * side) ** 2 != x.shape[-1]:
+        raise ValueError(f"{x.shape[-1]} pixels are not a square of patches of {side} x {side}")
+    grid = x.unflatten(-1, (across, side, across, side)).transpose(-3, -2)
+    return grid.flatten(-4, -3).flatten(-2)
+
+
+def images(x: Tensor, channels: int = 1, pooled: int = 1) -> Tensor:
+    """Rows of a data set as square images, optionally averaged over small squares.
+
+    Args:
+        x: Shape ``(n, channels * side * side)``.
+        channels: Of the images.
+        pooled: Side of the squares to average over; divides that of the images.
+
+    Returns:
+        Shape ``(n, channels, side / pooled, side / pooled)``.
+
+    Raises:
+        ValueError: If rows are not square images, or the small squares do not tile them.
+    """
+    if channels < 1:
+        raise ValueError(f"images: channels must be at least 1, got {channels}")
+    side = round((x.shape[-1] / channels) ** 0.5)
+    if channels * side * side != x.shape[-1]:
+        raise ValueError(f"{x.shape[-1]} features are not {channels} square images")
+    if pooled < 1 or side % pooled:
+        raise ValueError(f"squares of {pooled} x {pooled} do not tile images of {side} x {side}")
+    x = x.unflatten(-1, (channels, side, side))
+    return x if pooled == 1 else F.avg_pool2d(x, pooled)
+
+
+def degenerate_batch(x: Tensor, y: Tensor, distinct: int) -> tuple[Tensor, Tensor]:
+    """Repeat the first samples of a batch until it has its old size.
+
+    Args:
+        x: Samples. Shape ``(..., n, features)``.
+        y: Labels. Shape ``(..., n)``.
+        distinct: Number of samples to keep; row i of the result is sample i modulo this.
+
+    Returns:
+        Samples and labels, of rank at most ``distinct``. Shapes as given.
+
+    Raises:
+        ValueError: If ``distinct`` is not between 1 and n, or shapes do not fit.
+    """
+    if x.shape[:-1] != y.shape:
+        raise ValueError(
+            f"degenerate_batch: samples of shape {tuple(x.shape)} need labels of shape "
+            f"{tuple(x.shape[:-1])}, got {tuple(y.shape)}"
+        )
+    n = x.shape[-2]
+    if not 1 <= distinct <= n:
+        raise ValueError(f"degenerate_batch: distinct must lie in 1..{n}, got {distinct}")
+    index = torch.arange(n, device=x.device) % distinct
+    return x[..., index, :], y[..., index]
+
+
+def perturbed_identity(
+    n: int, *, strength: float = 0.005, noise: str = "rank_one", seed: int = 0
+) -> Tensor:
+    """Identity matrix mixed with a little uniform noise: the nearly isometric input of Figure 1.
+
+    Args:
+        n: Samples and features.
+        strength: f in (1 - f) I + f N.
+        noise: ``"rank_one"``, N an outer product of two uniform vectors (the paper), or
+            ``"full"``, all entries of N uniform and independent.
+        seed: Seed of the noise.
+
+    Returns:
+        Batch, float64. Shape ``(n, n)``.
+
+    Raises:
+        ValueError: If ``n`` or ``strength`` is out of range or ``noise`` is unknown.
+    """
+    if n < 1:
+        raise ValueError(f"perturbed_identity: n must be at least 1, got {n}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"perturbed_identity: strength must lie in [0, 1], got {strength}")
+    generator = random_source(seed)
+    like = {"dtype": torch.float64, "device": "cpu"}
+    if noise == "rank_one":
+        u, v = torch.rand(2, n, generator=generator, **like)
+        perturbation = torch.outer(u, v)
+    elif noise == "full":
+        perturbation = torch.rand(n, n, generator=generator, **like)
+    else:
+        raise ValueError(f"perturbed_identity: noise is 'rank_one' or 'full', got {noise!r}")
+    return (1 - strength) * torch.eye(n, **like) + strength * perturbation
+
+
+def epoch_orders(seed: int, replicas: int, epoch: int, samples: int) -> Tensor:
+    """The order in which each network sees the training samples in one epoch.
+
+    Args:
+        seed: Seed of the run.
+        replicas: Number of networks; the order of one does not depend on it.
+        epoch: From 0.
+        samples: Size of the training set.
+
+    Returns:
+        A permutation for each network, int64. Shape ``(R, samples)``.
+    """
+    orders = []
+    for r in range(replicas):
+        orders.append(random_order(samples, seed, r, epoch, 1))
+    return torch.stack(orders)

@@ -1,0 +1,1 @@
+"""The machine: settings, memory, threads, files."""

@@ -1,0 +1,219 @@
+"""Loss and accuracy with batch, running or recalibrated statistics: three different networks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnmlp.layers.activations import activation_parts
+from bnmlp.layers.normalization import batch_norm, layer_norm, refuse_single_sample
+from bnmlp.layers.seeds import random_order
+from bnmlp.machine.modes import outside_modes
+from bnmlp.networks.engine import activate, is_one
+from bnmlp.networks.mlp import BNMLP
+from bnmlp.networks.protocol import labels_like
+
+STATISTICS = ("batch", "running", "recalibrated")
+CHUNK = 1000  # samples that pass through the layers together
+
+
+class Evaluation(NamedTuple):
+    """How well each replica does.
+
+    Attributes:
+        loss: Mean cross entropy in nats, float64. Shape ``(R,)``.
+        accuracy: Share of samples whose largest logit is the label's, float64. Shape ``(R,)``.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+@outside_modes
+@torch.no_grad()
+def evaluate(
+    model: BNMLP,
+    x: Tensor,
+    y: Tensor,
+    statistics: str = "batch",
+    *,
+    calibration: Tensor | None = None,
+    batch_size: int = 100,
+) -> Evaluation:
+    """Loss and accuracy of every replica; the model stays as it was.
+
+    ``"batch"`` normalises each batch with its own mean and variance, as in training: what it says
+    about a sample depends on its company. ``"running"`` uses the averages kept in training, as
+    PyTorch does after ``.eval()``. ``"recalibrated"`` uses the statistics of one large set of
+    training samples, layer by layer: each layer is measured behind layers that use theirs already.
+    The three are the same for a model without batch normalisation.
+
+    Args:
+        model: R networks.
+        x: Samples. Shape ``(N, in_features)``.
+        y: Labels. Shape ``(N,)``.
+        statistics: ``"batch"``, ``"running"`` or ``"recalibrated"``.
+        calibration: Training samples for ``"recalibrated"``, shared by the replicas or some for
+            each. Shape ``(M, in_features)`` or ``(R, M, in_features)``.
+        batch_size: Samples in a batch for ``"batch"``; batches are random with a fixed seed,
+            sizes differ by one if they must. Where samples are centred no batch has only one.
+
+    Returns:
+        Losses and accuracies, on the CPU.
+
+    Raises:
+        ValueError: If the name is unknown, calibration samples are missing, shapes do not fit, or
+            a single sample would be centred.
+    """
+    if statistics not in STATISTICS:
+        raise ValueError(f"unknown statistics {statistics!r}; use one of {', '.join(STATISTICS)}")
+    if x.ndim != 2:
+        raise ValueError(f"evaluate: expected samples of shape (N, features), got {tuple(x.shape)}")
+    if batch_size < 1:
+        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}")
+    model.check_input(x)
+    y = labels_like(model.output_weight, x, y)[0]
+    batches = max(1, round(len(x) / batch_size))
+    if model.norm == "batch" and statistics == "batch" and model.center:
+        refuse_single_sample("evaluate", min(len(x), batch_size))
+        batches = min(batches, len(x) // 2)
+    if model.norm != "batch" or statistics == "batch":
+        averages = None
+    elif statistics == "running":
+        averages = model.running_mean, model.running_var
+    elif calibration is None:
+        raise ValueError('evaluate: "recalibrated" needs training samples, pass calibration=')
+    else:
+        averages = population_statistics(model, calibration, batch_size)
+
+    order = random_order(len(x), 0).to(x.device)
+    total = torch.zeros(2, model.replicas, dtype=torch.float64, device="cpu")
+    for chunk in _chunks(order.tensor_split(batches)):
+        chosen = torch.cat(chunk)
+        logits = _logits(model, x[chosen], averages, len(chunk[0]))  # (R, N, out)
+        index = y[chosen].expand(model.replicas, -1).unsqueeze(-1)
+        losses = -torch.log_softmax(logits, -1).gather(-1, index).squeeze(-1)
+        correct = logits.argmax(-1) == y[chosen]
+        total += torch.stack([losses.sum(-1), correct.sum(-1)]).cpu().double()
+    return Evaluation(*(total / len(x)))
+
+
+@outside_modes
+@torch.no_grad()
+def recalibrate(model: BNMLP, x: Tensor, batch_size: int = 100) -> None:
+    """Set the running averages to the statistics of some training samples, layer by layer.
+
+    Args:
+        model: R networks; nothing changes without batch normalisation.
+        x: Training samples, the more the better, shared by the replicas or some for each. Shape
+            ``(N, in_features)`` or ``(R, N, in_features)``.
+        batch_size: Samples in a training batch: a row's norm, which ``unit_norm`` keeps, grows
+            with it.
+
+    Raises:
+        ValueError: If the samples do not fit the model, or a single one would be centred. Nothing
+            has changed then.
+    """
+    if model.norm == "batch":
+        mean, var = population_statistics(model, x, batch_size)
+        model.running_mean.copy_(mean)
+        model.running_var.copy_(var)
+
+
+@torch.no_grad()
+def population_statistics(model: BNMLP, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Statistics of what every layer normalises, all samples being one batch.
+
+    The variance is the biased one that normalises in training; ``running_var`` of PyTorch holds
+    the unbiased one, larger by n / (n - 1), which shrinks every layer a little in evaluation.
+
+    Args:
+        model: R networks with batch normalisation.
+        x: Samples. Shape ``(N, in_features)`` or ``(R, N, in_features)``.
+        batch_size: See :func:`recalibrate`.
+
+    Returns:
+        As ``running_mean`` and ``running_var`` of the model. Each of shape ``(depth, R, width)``.
+
+    Raises:
+        ValueError: As :func:`recalibrate`.
+    """
+    model.check_input(x)
+    n = x.shape[-2]
+    if model.center:
+        refuse_single_sample("recalibration", n)
+    means, variances = torch.zeros_like(model.running_mean), torch.ones_like(model.running_var)
+
+    def normalize(i: int, z: Tensor) -> Tensor:
+        mean, var = model.batch_statistics(z)
+        if model.unit_norm:
+            var = var * (batch_size / n)
+        elif model.center:  # as normalised in training: without Bessel's correction
+            var = var * ((n - 1) / n)
+        variances[i] = var
+        if mean is not None:
+            means[i] = mean
+        return _fixed_norm(model, z, means[i], variances[i])
+
+    _last_representation(model, x, normalize)
+    return means, variances
+
+
+def _chunks(batches: tuple[Tensor, ...]) -> list[list[Tensor]]:
+    """Neighbouring batches of equal size, about as many as ``CHUNK`` samples at a time."""
+    chunks = [[batches[0]]]
+    for batch in batches[1:]:
+        last = chunks[-1]
+        if len(batch) == len(last[0]) and len(batch) * (len(last) + 1) <= CHUNK:
+            last.append(batch)
+        else:
+            chunks.append([batch])
+    return chunks
+
+
+def _logits(
+    model: BNMLP, x: Tensor, averages: tuple[Tensor, Tensor] | None, batch_size: int
+) -> Tensor:
+    """Logits ``(R, N, out)`` with fixed statistics, or with those of batches in a row."""
+    options = {"center": model.center, "unit": model.unit_norm, "eps": model.eps}
+
+    def normalize(i: int, z: Tensor) -> Tensor:
+        if model.norm == "none":
+            return z
+        if model.norm == "layer":
+            return layer_norm(z, **options)
+        if averages is not None:
+            return _fixed_norm(model, z, averages[0][i], averages[1][i])
+        batches = z.unflatten(-1, (-1, batch_size))  # (R, d, batches, n)
+        return batch_norm(batches, **options).flatten(-2)
+
+    return model.head(_last_representation(model, x, normalize))
+
+
+def _fixed_norm(model: BNMLP, z: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    scale = torch.rsqrt(var + model.eps).unsqueeze(-1)
+    return torch.addcmul(-mean.unsqueeze(-1) * scale, z, scale)
+
+
+def _last_representation(
+    model: BNMLP, x: Tensor, normalize: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """The way in with a normalisation of one's choice, in place where it can be."""
+    h, parts = x.mT, activation_parts(model.activation)
+    for i, weight in enumerate(model.layer_weights()):
+        z = weight @ h  # (R, d, N)
+        if model.layer_bias is not None:
+            z += model.layer_bias[i].unsqueeze(-1)
+        gain = model.gain_of(i, z)
+        if model.order == "act_norm":
+            z = activate(parts, z.mul_(gain), z)
+        h = normalize(i, z)
+        if model.affine and model.norm != "none":
+            h = torch.addcmul(
+                model.norm_bias[i].unsqueeze(-1), h, model.norm_weight[i].unsqueeze(-1)
+            )
+        if model.order == "norm_act":
+            h = h if is_one(gain) else h.mul_(gain)
+            h = h if model.activation == "identity" else activate(parts, h, h)
+    return h

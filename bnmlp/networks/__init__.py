@@ -1,0 +1,1 @@
+"""The networks, the engine of the fast one, and the protocol that they share."""
