@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnmlp.networks.losses import weight_gradients
-from bnmlp.networks.skip import VARIANTS, SkipMLP, evaluate, recalibrate
+from bnmlp import evaluate, recalibrate
+from bnmlp.layers.seeds import random_order
+from bnmlp.networks.losses import matrix_gradients
+from bnmlp.networks.skip import VARIANTS, SkipMLP
 
 pytestmark = pytest.mark.usefixtures("float64")
 SIZES = {"in_features": 6, "width": 7, "out_features": 3, "dtype": torch.float64}
@@ -100,10 +102,9 @@ def test_networks_are_independent_of_their_neighbours():
     x, y = torch.randn(9, 6), torch.randint(3, (9,))
     torch.testing.assert_close(one(x)[0], three(x)[0])
     assert not torch.allclose(three(x)[0], three(x)[1])
-    alone = weight_gradients(one, x, y[None])
-    together = weight_gradients(three, x, y.expand(3, -1))
-    for a, b in zip(alone, together, strict=True):
-        torch.testing.assert_close(a[0], b[0])
+    alone, together = (matrix_gradients(network, x, y)[0] for network in (one, three))
+    for name, gradient in alone.items():
+        torch.testing.assert_close(gradient[0], together[name][0])
 
 
 def test_weights_have_the_variance_of_glorot():
@@ -118,6 +119,7 @@ def test_weights_have_the_variance_of_glorot():
 
 def test_statistics_are_those_that_they_are_named_after():
     model = randomise(SkipMLP(6, "batch", replicas=2, **SIZES))
+    order = random_order(24, 0)
     x, y = torch.randn(24, 6), torch.randint(3, (24,))
     model(torch.randn(50, 6) * 3 + 1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -132,7 +134,8 @@ def test_statistics_are_those_that_they_are_named_after():
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     torch.testing.assert_close(found["running"].accuracy, accuracy(model.eval()(x)))
-    parts = torch.cat([model.train()(part) for part in x.split(8)], 1)
+    parts = torch.cat([model.train()(part) for part in x[order].split(8)], 1)
+    parts = parts[:, order.argsort()]
     torch.testing.assert_close(found["batch"].accuracy, accuracy(parts))
     losses = torch.stack([F.cross_entropy(logits, y) for logits in parts])
     torch.testing.assert_close(found["batch"].loss, losses)
@@ -159,16 +162,16 @@ def test_statistics_stay_as_they_were_when_samples_are_refused():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     y = torch.zeros(5, dtype=torch.int64)
     for call, message in (
-        (lambda: recalibrate(model, torch.randn(1, 6)), "at least 2 samples, got 1"),
-        (lambda: recalibrate(model, torch.randn(2, 5, 6)), r"shape \(N, 6\), got \(2, 5, 6\)"),
-        (lambda: evaluate(model, torch.randn(1, 6), y[:1], "batch"), "at least 2 samples"),
+        (lambda: recalibrate(model, torch.randn(1, 6)), "batch of 1 sample"),
+        (lambda: recalibrate(model, torch.randn(3, 5, 6)), r"got \(3, 5, 6\)"),
+        (lambda: evaluate(model, torch.randn(1, 6), y[:1], "batch"), "batch of 1 sample"),
         (lambda: evaluate(model, torch.randn(5, 6), y[:4]), "5 samples need as many labels"),
-        (lambda: evaluate(model, torch.randn(5, 6), y, "batch", batch_size=1), "at least 2"),
+        (lambda: evaluate(model, torch.randn(5, 6), y, "batch", batch_size=1), "batch of 1 sample"),
         (
             lambda: evaluate(
-                model, torch.randn(5, 6), y, "recalibrated", calibration=torch.randn(2, 9, 6)
+                model, torch.randn(5, 6), y, "recalibrated", calibration=torch.randn(3, 9, 6)
             ),
-            r"got \(2, 9, 6\)",
+            r"got \(3, 9, 6\)",
         ),
     ):
         with pytest.raises(ValueError, match=message):
@@ -181,8 +184,9 @@ def test_no_batch_of_a_test_set_is_left_with_one_sample():
     model = SkipMLP(4, "batch", replicas=2, **SIZES)
     x, y = torch.randn(355, 6), torch.randint(3, (355,))
     found = evaluate(model, x, y, "batch", batch_size=2)
-    parts = [x[:3], *x[3:].split(2)]
-    logits = torch.cat([model(part) for part in parts], 1)
+    order = random_order(355, 0)
+    parts = [x[order[:3]], *x[order[3:]].split(2)]
+    logits = torch.cat([model(part) for part in parts], 1)[:, order.argsort()]
     torch.testing.assert_close(found.accuracy, (logits.argmax(-1) == y).double().mean(-1))
 
 
@@ -197,8 +201,8 @@ def test_numpy_integers_and_half_precision_are_accepted(variant, dtype):
     torch.testing.assert_close(
         model(x.to(dtype)).double(), plain(x), rtol=0, atol=10 * torch.finfo(dtype).eps
     )
-    gradients = weight_gradients(model, x.to(dtype), y.expand(2, -1))
-    assert all(g.isfinite().all() and g.dtype == dtype for g in gradients)
+    gradients, _ = matrix_gradients(model, x.to(dtype), y)
+    assert all(g.isfinite().all() and g.dtype == dtype for g in gradients.values())
     assert (
         evaluate(model, x.to(dtype), y, "recalibrated", calibration=x.to(dtype))
         .loss.isfinite()

@@ -9,7 +9,7 @@ from bnmlp.data.batches import patches
 from bnmlp.measurements.alignment import token_dispersion
 from bnmlp.measurements.rates import matrix_rates
 from bnmlp.networks.losses import matrix_gradients
-from bnmlp.networks.transformer import MATRICES, Transformer
+from bnmlp.networks.transformer import MATRICES, Transformer, by_kind
 from bnmlp.theory.attention import backward_kernels, forward_kernels, token_kernel
 from bnmlp.theory.gaussian import correlation, relu_kernel, relu_slope
 
@@ -27,7 +27,7 @@ def batch():
 
 def cosines(model, x, y):
     """Of every matrix and its gradient."""
-    gradients, _ = matrix_gradients(model, x, y)
+    gradients = by_kind(matrix_gradients(model, x, y)[0])
     return {
         k: F.cosine_similarity(gradients[k].flatten(-2), w.detach().flatten(-2), dim=-1)
         for k, w in model.matrices.items()
@@ -49,7 +49,7 @@ def test_without_it_they_are_not_but_pairs_agree(norm):
     x, y = batch()
     model = small(norm=norm)
     assert all(c.abs().max() > 1e-3 for c in cosines(model, x, y).values())
-    gradients, _ = matrix_gradients(model, x, y)
+    gradients = by_kind(matrix_gradients(model, x, y)[0])
     inner = {k: (gradients[k] * w).sum((-2, -1)) for k, w in model.matrices.items()}
     for one, two in (("query", "key"), ("value", "output"), ("up", "down")):
         torch.testing.assert_close(inner[one], inner[two])
@@ -58,7 +58,7 @@ def test_without_it_they_are_not_but_pairs_agree(norm):
 def test_before_a_final_norm_all_branches_together_have_no_scale():
     x, y = batch()
     model = small(norm="before")
-    gradients, _ = matrix_gradients(model, x, y)
+    gradients = by_kind(matrix_gradients(model, x, y)[0])
     streams = model.streams(x)
     logits = model.last.unsqueeze(1) @ model.inner(streams[-1], last=True).mean(-2).unsqueeze(-1)
     loss = F.cross_entropy(logits.flatten(0, 1).squeeze(-1), y.repeat(3), reduction="sum") / len(y)
@@ -153,7 +153,9 @@ def test_kernels_are_those_of_wide_networks(options):
     growth = (g.square().sum((1, 2, 3)) / random.square().sum((1, 2, 3))).log().mean()
     options = {k: v for k, v in options.items() if k in ("norm", "skip")}
     rates, sizes = backward_kernels(kept, torch.eye(10), **options)
-    measured = matrix_rates(model, dict(zip(MATRICES, gradients, strict=True))) / math.sqrt(256)
+    named = {f"matrices.{k}": g for k, g in zip(MATRICES, gradients, strict=True)}
+    rates_of = by_kind(matrix_rates(model, model.weight_matrices(named)))
+    measured = torch.stack(list(rates_of.values())) / math.sqrt(256)
     off = (measured / rates.unsqueeze(-1)).log().mean(-1)  # a factor of two would be 0.35 or more
     assert off.abs().max() < 0.25, off
     assert growth == pytest.approx((sizes[0] / sizes[-1]).log().item(), abs=0.3)
@@ -169,10 +171,10 @@ def test_rates_are_gradient_over_weight():
     x, y = batch()
     model = small()
     gradients, losses = matrix_gradients(model, x, y)
-    rates = matrix_rates(model, gradients)
-    assert rates.shape == (6, 3, 3)
-    g, w = gradients["value"][1, 2], model.matrices["value"][1, 2]
-    assert rates[2, 1, 2] == pytest.approx((g.norm() / w.norm()).item())
+    rates = by_kind(matrix_rates(model, gradients))
+    assert {k: r.shape for k, r in rates.items()} == dict.fromkeys(MATRICES, (3, 3))
+    g, w = gradients["block 2 value"][2], model.matrices["value"][1, 2]
+    assert rates["value"][1, 2] == pytest.approx((g.norm() / w.norm()).item())
     expected = F.cross_entropy(model(x)[1], y)
     assert losses[1] == pytest.approx(expected.item())
 

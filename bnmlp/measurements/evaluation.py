@@ -1,18 +1,21 @@
 """Loss and accuracy with batch, running or recalibrated statistics: three different networks."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bnmlp.layers.activations import activation_parts
 from bnmlp.layers.normalization import batch_norm, layer_norm, refuse_single_sample
 from bnmlp.layers.seeds import random_order
 from bnmlp.machine.modes import outside_modes
+from bnmlp.machine.precision import float64
 from bnmlp.networks.engine import activate, is_one
 from bnmlp.networks.mlp import BNMLP
-from bnmlp.networks.protocol import labels_like
+from bnmlp.networks.protocol import Network, as_network, averages_kept, class_labels, labels_like
 
 STATISTICS = ("batch", "running", "recalibrated")
 CHUNK = 1000  # samples that pass through the layers together
@@ -33,7 +36,7 @@ class Evaluation(NamedTuple):
 @outside_modes
 @torch.no_grad()
 def evaluate(
-    model: BNMLP,
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     statistics: str = "batch",
@@ -50,12 +53,13 @@ def evaluate(
     The three are the same for a model without batch normalisation.
 
     Args:
-        model: R networks.
-        x: Samples. Shape ``(N, in_features)``.
+        model: R networks, or any module that maps samples to logits. Where that is no BNMLP, no
+            layer but batch normalisation is in training mode.
+        x: Samples. Shape ``(N, ...)``.
         y: Labels. Shape ``(N,)``.
         statistics: ``"batch"``, ``"running"`` or ``"recalibrated"``.
         calibration: Training samples for ``"recalibrated"``, shared by the replicas or some for
-            each. Shape ``(M, in_features)`` or ``(R, M, in_features)``.
+            each. Shape ``(M, ...)`` or ``(R, M, ...)``.
         batch_size: Samples in a batch for ``"batch"``; batches are random with a fixed seed,
             sizes differ by one if they must. Where samples are centred no batch has only one.
 
@@ -68,10 +72,14 @@ def evaluate(
     """
     if statistics not in STATISTICS:
         raise ValueError(f"unknown statistics {statistics!r}; use one of {', '.join(STATISTICS)}")
-    if x.ndim != 2:
-        raise ValueError(f"evaluate: expected samples of shape (N, features), got {tuple(x.shape)}")
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}")
+    if statistics == "recalibrated" and calibration is None:
+        raise ValueError('evaluate: "recalibrated" needs training samples, pass calibration=')
+    if not isinstance(model, BNMLP):
+        return _evaluate_any(as_network(model), x, y, statistics, calibration, batch_size)
+    if x.ndim != 2:
+        raise ValueError(f"evaluate: expected samples of shape (N, features), got {tuple(x.shape)}")
     model.check_input(x)
     y = labels_like(model.output_weight, x, y)[0]
     batches = max(1, round(len(x) / batch_size))
@@ -82,8 +90,6 @@ def evaluate(
         averages = None
     elif statistics == "running":
         averages = model.running_mean, model.running_var
-    elif calibration is None:
-        raise ValueError('evaluate: "recalibrated" needs training samples, pass calibration=')
     else:
         averages = population_statistics(model, calibration, batch_size)
 
@@ -101,13 +107,13 @@ def evaluate(
 
 @outside_modes
 @torch.no_grad()
-def recalibrate(model: BNMLP, x: Tensor, batch_size: int = 100) -> None:
+def recalibrate(model: nn.Module, x: Tensor, batch_size: int = 100) -> None:
     """Set the running averages to the statistics of some training samples, layer by layer.
 
     Args:
-        model: R networks; nothing changes without batch normalisation.
+        model: R networks, or any module; nothing changes without batch normalisation.
         x: Training samples, the more the better, shared by the replicas or some for each. Shape
-            ``(N, in_features)`` or ``(R, N, in_features)``.
+            ``(N, ...)`` or ``(R, N, ...)``.
         batch_size: Samples in a training batch: a row's norm, which ``unit_norm`` keeps, grows
             with it.
 
@@ -115,7 +121,9 @@ def recalibrate(model: BNMLP, x: Tensor, batch_size: int = 100) -> None:
         ValueError: If the samples do not fit the model, or a single one would be centred. Nothing
             has changed then.
     """
-    if model.norm == "batch":
+    if not isinstance(model, BNMLP):
+        _recalibrate_any(as_network(model), x)
+    elif model.norm == "batch":
         mean, var = population_statistics(model, x, batch_size)
         model.running_mean.copy_(mean)
         model.running_var.copy_(var)
@@ -158,6 +166,98 @@ def population_statistics(model: BNMLP, x: Tensor, batch_size: int) -> tuple[Ten
 
     _last_representation(model, x, normalize)
     return means, variances
+
+
+def averaging(network: nn.Module) -> list[nn.Module]:
+    """The modules that keep running averages of batches."""
+    return [m for m in network.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
+
+
+@contextlib.contextmanager
+def averages_without_start(network: nn.Module, steps: int, batch_size: int) -> Iterator[None]:
+    """Free running averages of their first value, and variances of Bessel's correction, for now.
+
+    Args:
+        network: R networks whose averages began with mean zero and variance one.
+        steps: Batches that they have seen.
+        batch_size: Numbers behind each variance of a batch.
+    """
+    with averages_kept(network), torch.no_grad():
+        for module in averaging(network):
+            memory = (1 - module.momentum) ** steps
+            module.running_mean.div_(1 - memory)
+            bessel = (batch_size - 1) / batch_size
+            module.running_var.sub_(memory).mul_(bessel / (1 - memory))
+        yield
+
+
+def _evaluate_any(
+    network: Network,
+    x: Tensor,
+    y: Tensor,
+    statistics: str,
+    calibration: Tensor | None,
+    batch_size: int,
+) -> Evaluation:
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"evaluate: {len(x)} samples need as many labels, got {tuple(y.shape)}")
+    batches = max(1, round(len(x) / batch_size))
+    normalizing = averaging(network) if statistics == "batch" else []
+    if normalizing:
+        refuse_single_sample("evaluate", min(len(x), batch_size))
+        batches = min(batches, len(x) // 2)
+    total = torch.zeros(2, network.replicas, dtype=torch.float64, device="cpu")
+    with averages_kept(network):
+        if statistics == "recalibrated":
+            _recalibrate_any(network, calibration)
+        network.eval()
+        for module in normalizing:
+            module.training = True
+        for chosen in random_order(len(x), 0).to(x.device).tensor_split(batches):
+            logits = float64(network(x[chosen]))
+            replicas, n, classes = logits.shape
+            labels = class_labels(y[chosen], replicas, n, classes, x.device).to(logits.device)
+            losses = F.cross_entropy(logits.mT, labels, reduction="none")
+            right = logits.argmax(-1) == labels
+            total += torch.stack([losses.sum(-1), right.sum(-1)]).cpu()
+    return Evaluation(*(total / len(x)))
+
+
+def _recalibrate_any(network: Network, x: Tensor) -> None:
+    """One batch of all samples: each layer sees what layers with its statistics make of them."""
+    modules = averaging(network)
+    before = [(m, m.momentum, m.running_mean.clone(), m.running_var.clone()) for m in modules]
+    modes = [(m, m.training) for m in network.modules()]
+    sizes: dict[nn.Module, int] = {}
+
+    def count(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        sizes[module] = given[0].numel() // given[0].shape[1]
+
+    layers = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [m.register_forward_pre_hook(count) for m in layers]
+    n = x.shape[1] if x.ndim > 2 and modules and not layers else len(x)
+    if modules:
+        refuse_single_sample("recalibration", n)
+    try:
+        network.eval()
+        for module in modules:
+            module.training, module.momentum = True, 1.0
+        network(x)
+    except BaseException:
+        for module, _, mean, var in before:
+            module.running_mean.copy_(mean)
+            module.running_var.copy_(var)
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, momentum, *_ in before:
+            module.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+    for module in modules:  # PyTorch keeps the unbiased variance
+        seen = sizes.get(module, n)
+        module.running_var.mul_((seen - 1) / seen)
 
 
 def _chunks(batches: tuple[Tensor, ...]) -> list[list[Tensor]]:

@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from bnmlp.machine.modes import ordinary, outside_modes
 from bnmlp.machine.precision import float64
 from bnmlp.networks import engine
+from bnmlp.networks.losses import matrix_gradients
 from bnmlp.networks.mlp import BNMLP
-from bnmlp.networks.protocol import labels_like
+from bnmlp.networks.protocol import as_network, labels_like
 from bnmlp.networks.replicas import subset
 
 SPARE = 2**29  # bytes for buffers that save computing representations twice
@@ -23,7 +24,7 @@ class NotFiniteError(ValueError):
 
 
 @outside_modes
-def gradient_norms(model: BNMLP, x: Tensor, y: Tensor, *, log: bool = False) -> Tensor:
+def gradient_norms(model: nn.Module, x: Tensor, y: Tensor, *, log: bool = False) -> Tensor:
     r"""Frobenius norms of the gradients of the mean cross entropy for every weight matrix.
 
     Computed in the type of the weights, also where ``torch.autocast`` is on, and for networks whose
@@ -31,20 +32,23 @@ def gradient_norms(model: BNMLP, x: Tensor, y: Tensor, *, log: bool = False) -> 
     have gradients like others.
 
     Args:
-        model: R networks.
-        x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+        model: R networks, or any module that maps samples to logits.
+        x: Samples. Shape ``(n, ...)`` or ``(R, n, ...)``.
         y: Class labels, integers. Shape ``(n,)`` or ``(R, n)``.
         log: Return natural logarithms, which do not overflow at any depth; minus infinity says
             that a gradient is zero in float64.
 
     Returns:
         :math:`\lVert\partial\mathcal L/\partial W\rVert_F`, input layer first, output layer last,
-        float64. Shape ``(depth + 1, R)``.
+        float64. Shape ``(matrices, R)``, for a BNMLP ``(depth + 1, R)``.
 
     Raises:
         ValueError: If samples or labels do not fit the model, a gradient is not finite, or batch
             normalisation would centre a single sample.
     """
+    if not isinstance(model, BNMLP):
+        found, _ = matrix_gradients(as_network(model), ordinary(x), ordinary(y))
+        return _checked(torch.stack([_norm(matrix) for matrix in found.values()]).log(), log)
     model.check_input(x)
     model.check_batch_size(x)
     y = labels_like(model.output_weight, x, y)

@@ -1,48 +1,52 @@
 """Effective learning rates and their spread over layers."""
 
+from collections.abc import Iterable, Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnmlp.machine.precision import float64
 from bnmlp.measurements.gradients import gradient_norms
-from bnmlp.networks.mlp import BNMLP
-from bnmlp.networks.transformer import MATRICES, Transformer
+from bnmlp.networks.protocol import Network, as_network
 
 
-def matrix_rates(model: Transformer, gradients: dict[str, Tensor]) -> Tensor:
-    r"""Effective learning rates :math:`\lVert g\rVert/\lVert W\rVert` of all matrices of blocks.
-
-    Args:
-        model: R networks.
-        gradients: As :func:`matrix_gradients` returns them.
-
-    Returns:
-        In the order of ``MATRICES``, float64. Shape ``(6, depth, R)``.
-    """
-    sizes = [
-        [t[k].detach().double().square().sum((-2, -1)).sqrt() for k in MATRICES]
-        for t in (gradients, model.matrices)
-    ]
-    return torch.stack(sizes[0]) / torch.stack(sizes[1])
-
-
-def effective_rates(model: BNMLP, x: Tensor, y: Tensor) -> Tensor:
-    r"""Gradient norm over weight norm, :math:`E_\ell`, of every normalised layer.
+def effective_rates(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    r"""Gradient norm over weight norm, :math:`E_\ell`, of every weight matrix but the last.
 
     Args:
-        model: R networks.
-        x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+        model: R networks, or any module that maps samples to logits.
+        x: Samples. Shape ``(n, ...)`` or ``(R, n, ...)``.
         y: Class labels. Shape ``(n,)`` or ``(R, n)``.
 
     Returns:
-        Rates, float64. Shape ``(depth, R)``.
+        Rates, float64, where the gradient norms are. For a BNMLP of shape ``(depth, R)``.
 
     Raises:
         ValueError: As :func:`bnmlp.gradient_norms`.
     """
-    gradients = gradient_norms(model, x, y)[:-1]
-    norms = [float64(w.detach()).square().sum((-2, -1)).sqrt() for w in model.layer_weights()]
-    return gradients / torch.stack(norms).to(gradients.device)
+    weights = as_network(model).weight_matrices()
+    norms = gradient_norms(model, x, y)
+    return norms[:-1] / lengths(list(weights.values())[:-1]).to(norms.device)
+
+
+def matrix_rates(network: Network, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    r"""Effective learning rates :math:`\lVert g\rVert/\lVert W\rVert` of all weight matrices.
+
+    Args:
+        network: R networks.
+        gradients: As :func:`bnmlp.networks.losses.matrix_gradients` returns them.
+
+    Returns:
+        By the names of the matrices, float64. Each of shape ``(R,)``.
+    """
+    weights = network.weight_matrices()
+    rates = lengths(gradients.values()) / lengths(weights[k] for k in gradients)
+    return dict(zip(gradients, rates, strict=True))
+
+
+def lengths(matrices: Iterable[Tensor]) -> Tensor:
+    """Frobenius norms of matrices of R networks each, float64. Shape ``(matrices, R)``."""
+    return torch.stack([float64(m.detach()).square().sum((-2, -1)).sqrt() for m in matrices])
 
 
 def spread(rates: Tensor) -> Tensor:

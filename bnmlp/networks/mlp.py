@@ -1,7 +1,7 @@
 """The network of the book: R independent deep MLPs with batch normalisation, run as one batch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from bnmlp.layers.initialization import INITIALIZATIONS, initial_weights
 from bnmlp.layers.normalization import batch_norm, layer_norm, refuse_single_sample
 from bnmlp.machine.memory import fresh
 from bnmlp.machine.modes import outside_modes
+from bnmlp.networks.protocol import layered_axis, layered_matrices
 from bnmlp.networks.recipe import DTYPES, NORMS, ORDERS, _plain, layer_gains
 
 
@@ -247,6 +248,20 @@ class BNMLP(nn.Module):
         """
         z = h.mT @ (self.output_weight if weight is None else weight).mT  # (R, n, out)
         return z if self.output_bias is None else z + self.output_bias.unsqueeze(1)
+
+    def weight_matrices(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See :class:`bnmlp.networks.protocol.Network`: ``"layer 1"`` to the last, ``"output"``."""
+        return layered_matrices(dict(self.named_parameters()) if of is None else of)
+
+    def normalized(self) -> list[str]:
+        """See :class:`bnmlp.networks.protocol.Network`; none where the activation comes first."""
+        if self.norm == "none" or self.order == "act_norm":
+            return []
+        return [f"layer {i}" for i in range(1, self.depth + 1)]
+
+    def replica_axis(self, name: str) -> int:
+        """See :class:`bnmlp.networks.protocol.Network`."""
+        return layered_axis(name)
 
     def layer_weights(self) -> tuple[Tensor, ...]:
         """The weights of every normalised layer, input layer first. Each ``(R, width, m)``."""

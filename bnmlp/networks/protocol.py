@@ -1,10 +1,190 @@
-"""What measurements and training ask of any network."""
+"""What measurements and training ask of any network, and how any module comes to offer it."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from bnmlp.machine.modes import autocast_devices
-from bnmlp.networks.mlp import BNMLP
+
+
+class Network(Protocol):
+    """R networks of one shape, run as one batch. Duck typing: no class inherits from this.
+
+    Attributes:
+        replicas: R.
+        training: Whether a call moves running averages.
+    """
+
+    replicas: int
+    training: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits ``(R, n, out)`` of samples ``(n, ...)``, or of one batch each, ``(R, n, ...)``."""
+
+    def weight_matrices(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weight matrices by name, from the input to the output, each ``(R, rows, columns)``.
+
+        Args:
+            of: Other values by the names of parameters, such as gradients, taken apart alike.
+        """
+
+    def normalized(self) -> list[str]:
+        """Names of the weight matrices whose length changes nothing, since a norm follows."""
+
+    def replica_axis(self, name: str) -> int | None:
+        """The axis of a parameter or buffer that counts the networks; None if they share it."""
+
+
+class Stacked(nn.Module):
+    """R copies of a module with weights of their own, as one network.
+
+    Every parameter and buffer has the name that it has in one copy and an axis in front, which
+    counts the networks. Batch normalisation keeps its averages; other randomness, such as
+    dropout's, differs between networks.
+
+    Args:
+        modules: Of one shape; copied.
+        sample_ndim: Axes of one sample: 1 for rows, 3 for images.
+
+    Raises:
+        ValueError: If there is no module, or shapes differ.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], sample_ndim: int = 1) -> None:
+        super().__init__()
+        states = [module.state_dict() for module in modules]
+        if not states:
+            raise ValueError("Stacked: no module given")
+        shapes = [{k: v.shape for k, v in state.items()} for state in states]
+        if any(other != shapes[0] for other in shapes):
+            raise ValueError("Stacked: the modules differ in parameters or their shapes")
+        self.replicas, self.sample_ndim = len(modules), sample_ndim
+        self.module = copy.deepcopy(modules[0])
+        for owner in self.module.modules():
+            for kind in (owner._parameters, owner._buffers):
+                for name, value in kind.items():
+                    if value is not None:
+                        kind[name] = _placed(value, self.replicas)
+        with torch.no_grad():
+            for name, value in self._state().items():
+                for r, module in enumerate(modules):
+                    value[r].copy_(_named(module)[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(R, n, out)`` of samples ``(n, *s)`` or ``(R, n, *s)``."""
+        own = x.ndim == self.sample_ndim + 2
+        if not own and x.ndim != self.sample_ndim + 1:
+            raise ValueError(
+                f"expected samples of {self.sample_ndim} axes, one batch for all or one for each "
+                f"of {self.replicas} networks, got {tuple(x.shape)}"
+            )
+        if own and len(x) not in (1, self.replicas):
+            raise ValueError(f"{len(x)} batches for {self.replicas} networks: {tuple(x.shape)}")
+        x = x.expand(self.replicas, *x.shape[1:]) if own else x
+        each = vmap(self._one, in_dims=(0, 0 if own else None), randomness="different")
+        return each(self._state(), x)
+
+    def _one(self, state: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(self.module, state, (x,))
+
+    def _state(self) -> dict[str, Tensor]:
+        return _named(self.module)
+
+    def weight_matrices(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See :class:`Network`. Convolutions are one row for each channel that comes out."""
+        values = dict(self.module.named_parameters()) if of is None else _inner(of)
+        return {k: v.flatten(2) for k, v in values.items() if v.ndim > 2}
+
+    def normalized(self) -> list[str]:
+        """See :class:`Network`."""
+        return normalized_matrices(self.module)
+
+    def replica_axis(self, name: str) -> int:
+        """See :class:`Network`."""
+        return 0
+
+
+class One(nn.Module):
+    """Any module as a network of one replica; it is not copied.
+
+    Args:
+        module: Maps samples to logits.
+    """
+
+    replicas = 1
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(1, n, out)`` of samples ``(n, *s)``."""
+        return self.module(x).unsqueeze(0)
+
+    def weight_matrices(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See :class:`Network`. Convolutions are one row for each channel that comes out."""
+        values = dict(self.module.named_parameters()) if of is None else _inner(of)
+        return {k: v.flatten(1).unsqueeze(0) for k, v in values.items() if v.ndim > 1}
+
+    def normalized(self) -> list[str]:
+        """See :class:`Network`."""
+        return normalized_matrices(self.module)
+
+    def replica_axis(self, name: str) -> None:
+        """See :class:`Network`."""
+
+
+def as_network(module: nn.Module) -> Network:
+    """A network as it is, any other module as one of a single replica."""
+    return module if hasattr(module, "weight_matrices") else One(module)
+
+
+def stacked(modules: Sequence[nn.Module], sample_ndim: int = 1) -> Stacked:
+    """R copies of a module as one network, see :class:`Stacked`."""
+    return Stacked(modules, sample_ndim)
+
+
+def normalized_matrices(module: nn.Module) -> list[str]:
+    """Matrices right before a normalisation, as modules are registered, for :class:`Network`."""
+    found, last = [], None
+    for name, part in module.named_modules():
+        if isinstance(part, NORMALIZATIONS) and last is not None:
+            found.append(last)
+            last = None
+        elif isinstance(getattr(part, "weight", None), Tensor) and part.weight is not None:
+            last = f"{name}.weight" if name else "weight"
+    return found
+
+
+NORMALIZATIONS = (
+    nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
+)  # fmt: skip
+
+
+def batch_of(network: Network, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Check samples against labels.
+
+    Args:
+        network: R networks.
+        x: Samples. Shape ``(n, ...)`` or ``(R, n, ...)``.
+        y: Labels. Shape ``(n,)`` or ``(R, n)``.
+
+    Returns:
+        Samples, and labels of every replica, int64, of shape ``(R, n)``.
+
+    Raises:
+        ValueError: If shape, type or device do not fit.
+    """
+    n = y.shape[-1] if y.ndim else 0
+    if n not in x.shape[:2]:
+        raise ValueError(f"{n} labels for samples of shape {tuple(x.shape)}")
+    return x, class_labels(y, network.replicas, n, None, x.device)
 
 
 def labels_like(output_weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -25,14 +205,16 @@ def labels_like(output_weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return class_labels(y, replicas, x.shape[-2], classes, x.device)
 
 
-def class_labels(y: Tensor, replicas: int, n: int, classes: int, device: torch.device) -> Tensor:
+def class_labels(
+    y: Tensor, replicas: int, n: int, classes: int | None, device: torch.device
+) -> Tensor:
     """Check class labels against what they are to fit.
 
     Args:
         y: Labels. Shape ``(n,)`` or ``(R, n)``.
         replicas: R.
         n: Number of samples.
-        classes: Number of logits.
+        classes: Number of logits; labels of any are taken if omitted.
         device: Where the samples are.
 
     Returns:
@@ -50,12 +232,62 @@ def class_labels(y: Tensor, replicas: int, n: int, classes: int, device: torch.d
     if y.device != device:
         raise ValueError(f"labels are on {y.device}, samples on {device}; move one of them")
     low, high = torch.stack(torch.aminmax(y)).tolist()
-    if low < 0 or high >= classes:
+    if classes is not None and (low < 0 or high >= classes):
         raise ValueError(
             f"labels must lie in 0..{classes - 1}, got {low}..{high}; "
             "out_features of the model is the number of classes"
         )
     return y.long().expand(replicas, n)
+
+
+def layered_matrices(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices of networks that keep ``input_weight``, ``hidden_weight`` and ``output_weight``."""
+    found = {"layer 1": values["input_weight"]} if "input_weight" in values else {}
+    for i, weight in enumerate(values.get("hidden_weight", ()), 2):
+        found[f"layer {i}"] = weight
+    return found | ({"output": values["output_weight"]} if "output_weight" in values else {})
+
+
+def layered_axis(name: str) -> int:
+    """The axis of replicas of what such networks keep."""
+    return 0 if name in ("input_weight", "output_weight", "output_bias") else 1
+
+
+@contextlib.contextmanager
+def averages_kept(network: nn.Module, training: bool | None = None) -> Iterator[None]:
+    """Leave modes and buffers as they were, also after an error.
+
+    Args:
+        network: Any module.
+        training: Mode inside the ``with`` statement; as it is if omitted.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        if training is not None:
+            network.train(training)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _placed(value: Tensor, replicas: int) -> Tensor:
+    """Room for R tensors like one, a parameter where that is one."""
+    room = torch.empty(replicas, *value.shape, dtype=value.dtype, device=value.device)
+    return nn.Parameter(room, value.requires_grad) if isinstance(value, nn.Parameter) else room
+
+
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _inner(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values by the names that the wrapped module gives them."""
+    return {k.removeprefix("module."): v for k, v in values.items()}
 
 
 class Logits(nn.Module):
@@ -73,7 +305,7 @@ class Logits(nn.Module):
                 "torch.autocast would round products of the Hessian to three digits; multiply "
                 "outside, or inside torch.autocast(..., enabled=False)"
             )
-        if isinstance(self.network, BNMLP):
+        if hasattr(self.network, "logits"):
             return self.network.logits(x)[0]
         buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         logits = torch.func.functional_call(self.network, buffers, (x,))
@@ -93,5 +325,5 @@ def refuse_several(model: nn.Module) -> None:
     if replicas != 1:
         raise ValueError(
             f"curvature is measured one network at a time, got {replicas}; take one with "
-            "bnmlp.networks.replicas.subset(model, [r]) from a BNMLP, build others with replicas=1"
+            "bnmlp.networks.replicas.subset(model, [r]) "
         )

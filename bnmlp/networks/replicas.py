@@ -1,12 +1,14 @@
 """Networks taken out of a model of several, and put back."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnmlp.machine.modes import outside_modes
 from bnmlp.networks.mlp import BNMLP
+from bnmlp.networks.protocol import Network
 
 CHOICES = (
     "norm", "center", "unit_norm", "affine", "eps",
@@ -14,24 +16,25 @@ CHOICES = (
 )  # fmt: skip
 
 
-def replica_axis(name: str) -> int:
-    """The axis of a parameter or buffer that counts the networks."""
-    return 0 if name in ("input_weight", "output_weight", "output_bias") else 1
-
-
-def read_replica(model: BNMLP, r: int) -> dict[str, Tensor]:
+def read_replica(network: Network, r: int) -> dict[str, Tensor]:
     """Copies of the parameters and buffers of one network."""
-    return {k: v.select(replica_axis(k), r).clone() for k, v in model.state_dict().items()}
+    return {k: _of(network, k, v, r).clone() for k, v in network.state_dict().items()}
 
 
-def write_replica(model: BNMLP, r: int, state: dict[str, Tensor]) -> None:
+def write_replica(network: Network, r: int, state: dict[str, Tensor]) -> None:
     """Put back what :func:`read_replica` took."""
-    for name, value in model.state_dict().items():
-        value.select(replica_axis(name), r).copy_(state[name])
+    for name, value in network.state_dict().items():
+        _of(network, name, value, r).copy_(state[name])
+
+
+def _of(network: Network, name: str, value: Tensor, r: int) -> Tensor:
+    """A view of one network's part of a parameter or buffer; all of what they share."""
+    axis = network.replica_axis(name)
+    return value if axis is None else value.select(axis, r)
 
 
 @outside_modes
-def subset(model: BNMLP, replicas: Sequence[int]) -> BNMLP:
+def subset(model: Network, replicas: Sequence[int]) -> Network:
     """Copies of some of the networks, for measurements.
 
     Args:
@@ -41,6 +44,8 @@ def subset(model: BNMLP, replicas: Sequence[int]) -> BNMLP:
     Returns:
         A model of as many networks, in the same mode.
     """
+    if not isinstance(model, BNMLP):
+        return _sliced(model, list(replicas))
 
     def chosen(value: object) -> object:
         return tuple(value[r] for r in replicas) if isinstance(value, tuple) else value
@@ -56,6 +61,24 @@ def subset(model: BNMLP, replicas: Sequence[int]) -> BNMLP:
     part.momentum = model.momentum
     part.gains = [g[list(replicas)] if isinstance(g, Tensor) else g for g in model.gains]
     index = torch.tensor(list(replicas), device=model.input_weight.device)
-    state = {k: v.index_select(replica_axis(k), index) for k, v in model.state_dict().items()}
+    state = {k: v.index_select(model.replica_axis(k), index) for k, v in model.state_dict().items()}
     part.load_state_dict(state, assign=True)
     return part.train(model.training)
+
+
+def _sliced(network: Network, replicas: list[int]) -> Network:
+    part = copy.deepcopy(network)
+    for prefix, owner in part.named_modules():
+        for kind in (owner._parameters, owner._buffers):
+            for name, value in kind.items():
+                axis = network.replica_axis(f"{prefix}.{name}" if prefix else name)
+                if value is None or axis is None:
+                    continue
+                with torch.no_grad():
+                    kept = value.index_select(axis, torch.tensor(replicas, device=value.device))
+                if isinstance(value, nn.Parameter):
+                    kept = nn.Parameter(kept, value.requires_grad)
+                kind[name] = kept
+    if network.replicas > 1:
+        part.replicas = len(replicas)
+    return part

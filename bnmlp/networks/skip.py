@@ -1,14 +1,14 @@
 """Networks of ReLU layers, plain, batch-normalised or with skip connections, side by side."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnmlp.layers.seeds import random_source
-from bnmlp.measurements.evaluation import STATISTICS, Evaluation
+from bnmlp.networks.protocol import layered_axis, layered_matrices
 
 VARIANTS = ("plain", "batch", "skip", "single")
 
@@ -93,6 +93,19 @@ class SkipMLP(nn.Module):
             pass  # only the last is needed
         return torch.baddbmm(self.output_bias.unsqueeze(-1), self.output_weight, h).mT
 
+    def weight_matrices(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See :class:`bnmlp.networks.protocol.Network`: ``"layer 1"`` to the last, ``"output"``."""
+        return layered_matrices(dict(self.named_parameters()) if of is None else of)
+
+    def normalized(self) -> list[str]:
+        """See :class:`bnmlp.networks.protocol.Network`."""
+        names = [f"layer {i}" for i in range(1, self.layers + 1)]
+        return [] if self.variant == "plain" else names
+
+    def replica_axis(self, name: str) -> int:
+        """See :class:`bnmlp.networks.protocol.Network`."""
+        return layered_axis(name)
+
     def representations(self, x: Tensor) -> Iterator[Tensor]:
         """Outputs of the hidden layers one after the other, each of shape ``(R, width, n)``.
 
@@ -133,98 +146,3 @@ def glorot_uniform(layers: int, rows: int, columns: int, generator: torch.Genera
     """Uniform matrices of variance 2 / (rows + columns). Shape ``(layers, rows, columns)``."""
     bound = math.sqrt(6 / (rows + columns))
     return torch.empty(layers, rows, columns).uniform_(-bound, bound, generator=generator)
-
-
-@torch.no_grad()
-def recalibrate(model: SkipMLP, x: Tensor) -> None:
-    """Set the running averages to the statistics of these samples, layer by layer.
-
-    The variance is the biased one that normalises in training, so that evaluation gives what
-    training makes of these samples as one batch.
-
-    Args:
-        model: R networks; nothing changes without batch normalisation.
-        x: Training samples, one batch. Shape ``(N, in_features)``.
-
-    Raises:
-        ValueError: If samples do not fit or are fewer than two.
-    """
-    if model.variant == "plain":
-        return
-    check_samples("recalibrate", model, x)
-    momentum, training = model.momentum, model.training
-    try:
-        model.train().momentum = 1.0
-        model(x)
-    finally:
-        model.train(training).momentum = momentum
-    model.running_var.mul_((len(x) - 1) / len(x))  # PyTorch keeps the unbiased one
-
-
-def check_samples(call: str, model: SkipMLP, x: Tensor, least: int = 2) -> None:
-    """Refuse samples that are not of shape ``(N, in_features)`` or too few for a variance."""
-    features = model.input_weight.shape[-1]
-    if x.ndim != 2 or x.shape[-1] != features:
-        raise ValueError(
-            f"{call}: expected samples of shape (N, {features}), got {tuple(x.shape)}; every "
-            "network takes the same"
-        )
-    if len(x) < least:
-        raise ValueError(f"{call}: needs at least {least} samples, got {len(x)}")
-
-
-@torch.no_grad()
-def evaluate(
-    model: SkipMLP,
-    x: Tensor,
-    y: Tensor,
-    statistics: str = "running",
-    *,
-    calibration: Tensor | None = None,
-    batch_size: int = 128,
-) -> Evaluation:
-    """Loss and accuracy of every network as :func:`bnmlp.evaluate`; the model stays as it was.
-
-    Args:
-        model: R networks.
-        x: Samples. Shape ``(N, in_features)``.
-        y: Labels, int64. Shape ``(N,)``.
-        statistics: ``"batch"``, ``"running"`` or ``"recalibrated"``.
-        calibration: Training samples for ``"recalibrated"``. Shape ``(M, in_features)``.
-        batch_size: Samples in a batch for ``"batch"``, about; samples are taken in order, and no
-            batch has one sample only.
-
-    Returns:
-        Losses and accuracies.
-
-    Raises:
-        ValueError: If the name is unknown, calibration samples are missing, the batch size is
-            below 1, or 2 with batch normalisation, or samples do not fit.
-    """
-    if statistics not in STATISTICS:
-        raise ValueError(f"unknown statistics {statistics!r}; use one of {', '.join(STATISTICS)}")
-    if statistics == "recalibrated" and calibration is None:
-        raise ValueError('evaluate: "recalibrated" needs training samples, pass calibration=')
-    if batch_size < 1:
-        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}")
-    normalized = statistics == "batch" and model.variant != "plain"
-    check_samples("evaluate", model, x, 2 if normalized else 1)
-    if y.shape != x.shape[:1]:
-        raise ValueError(f"evaluate: {len(x)} samples need as many labels, got {tuple(y.shape)}")
-    if normalized and batch_size == 1:
-        raise ValueError("evaluate: a sample alone has no variance, batch_size must be at least 2")
-    count = max(1, round(len(x) / batch_size)) if statistics == "batch" else 1
-    parts = x.tensor_split(min(count, len(x) // 2) if normalized else count)
-    before, training = [b.clone() for b in model.buffers()], model.training
-    try:
-        if statistics == "recalibrated":
-            recalibrate(model, calibration)
-        model.train(statistics == "batch")
-        logits = torch.cat([model(part) for part in parts], 1).double()
-    finally:
-        model.train(training)
-        for buffer, value in zip(model.buffers(), before, strict=True):
-            buffer.copy_(value)
-    labels = y.expand(model.replicas, -1)
-    losses = F.cross_entropy(logits.mT, labels, reduction="none").mean(-1)
-    return Evaluation(losses, (logits.argmax(-1) == labels).double().mean(-1))

@@ -9,6 +9,7 @@ width. With ``"before"`` the input of attention and perceptron is normalised (pr
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,25 @@ class Transformer(nn.Module):
         """Logits ``(R, n, out)`` of tokens ``(n, T, in)`` or ``(R, n, T, in)``."""
         return _linear(self.inner(self.streams(x)[-1], last=True).mean(-2), self.last)
 
+    def weight_matrices(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See :class:`bnmlp.networks.protocol.Network`: ``"block 1 query"`` and so on."""
+        values = dict(self.named_parameters()) if of is None else of
+        inner = {k: values[f"matrices.{k}"] for k in MATRICES if f"matrices.{k}" in values}
+        blocks = {f"block {i + 1} {k}": inner[k][i] for i in range(self.depth) for k in inner}
+        first = {"embedding": values["embedding"]} if "embedding" in values else {}
+        return first | blocks | ({"last": values["last"]} if "last" in values else {})
+
+    def normalized(self) -> list[str]:
+        """See :class:`bnmlp.networks.protocol.Network`."""
+        names = [f"block {i + 1} {k}" for i in range(self.depth) for k in MATRICES]
+        return names if self.norm == "after" else []
+
+    def replica_axis(self, name: str) -> int | None:
+        """See :class:`bnmlp.networks.protocol.Network`."""
+        if name in ("hidden_tokens", "centre"):
+            return None
+        return 1 if name.startswith("matrices.") else 0
+
     def streams(self, x: Tensor) -> list[Tensor]:
         """Tokens before each block, and behind the last. Shapes ``(R, n, T, d)``.
 
@@ -157,6 +177,21 @@ class Transformer(nn.Module):
         """Branch of the perceptron, which sees each token alone."""
         h = self.outer(_linear(self.inner(x), up)).relu()
         return self.outer(_linear(h, down))
+
+
+def by_kind(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of single matrices of blocks, gathered by the entries of ``MATRICES``.
+
+    Args:
+        found: By the names of :meth:`Transformer.weight_matrices`; others are left out.
+
+    Returns:
+        For each kind, of shape ``(depth, ...)``.
+    """
+    return {
+        kind: torch.stack([v for name, v in found.items() if name.endswith(f" {kind}")])
+        for kind in MATRICES
+    }
 
 
 def _check(norm: str, attention: str = "softmax") -> None:

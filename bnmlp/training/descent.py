@@ -1,0 +1,172 @@
+"""Gradient descent that looks at effective learning rates, for every network."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnmlp.measurements.rates import lengths
+from bnmlp.networks.losses import parameter_gradients
+from bnmlp.networks.protocol import Network
+from bnmlp.theory.weight_dynamics import critical_learning_rate
+
+# From rates (matrices, R) and step to learning rates: a number, or of shape (R,) or (matrices, R).
+Rule = Callable[[Tensor, int], "float | Tensor"]
+
+
+class Moment(NamedTuple):
+    """What one step was: everything as it was before the step.
+
+    Attributes:
+        losses: Mean cross entropy. Shape ``(R,)``.
+        correct: Samples that were right. Shape ``(R,)``.
+        rates: Gradient over weight norms of the normalised matrices, float64. Shape ``(M, R)``.
+        norms: Of these weights, float64. Shape ``(M, R)``.
+        learning_rates: Of these matrices in this step, float64. Shape ``(M, R)``.
+    """
+
+    losses: Tensor
+    correct: Tensor
+    rates: Tensor
+    norms: Tensor
+    learning_rates: Tensor
+
+
+class Descent:
+    r"""Steps :math:`v\leftarrow\beta v+g+\gamma W`, :math:`W\leftarrow W-\lambda v`.
+
+    The learning rate :math:`\lambda` of each normalised matrix comes from a rule that sees all
+    rates :math:`E=\lVert g\rVert/\lVert W\rVert`. Other parameters take plain steps, without
+    momentum and decay.
+
+    Args:
+        network: R networks; their parameters change in place.
+        rule: Learning rates of the normalised matrices.
+        momentum: :math:`\beta`.
+        weight_decay: :math:`\gamma`.
+        others: Learning rates of all other parameters, from rates and step: a number or of shape
+            ``(R,)``; those of the last normalised matrix if omitted.
+
+    Raises:
+        ValueError: If no matrix of the network is normalised.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        rule: Rule,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        others: Rule | None = None,
+    ) -> None:
+        self.network, self.rule, self.others = network, rule, others
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.names = network.normalized()
+        if not self.names:
+            raise ValueError("no matrix of this network is normalised, so none has a rate")
+        self.velocity: dict[str, Tensor] = {}
+
+    def step(self, x: Tensor, y: Tensor, t: int) -> Moment:
+        """Take one step and tell what it was.
+
+        Args:
+            x: Samples. Shape ``(n, ...)`` or ``(R, n, ...)``.
+            y: Labels. Shape ``(n,)`` or ``(R, n)``.
+            t: Number of the step, from 0, for the rule.
+        """
+        gradients, losses, correct = parameter_gradients(self.network, x, y)
+        with torch.no_grad():
+            along = self.network.weight_matrices(gradients)
+            weights = self.network.weight_matrices(
+                {k: p.detach() for k, p in self.network.named_parameters()}
+            )
+            norms = lengths(weights[k] for k in self.names)
+            rates = lengths(along[k] for k in self.names) / norms
+            sizes = self._sizes(self.rule(rates, t), rates)
+            for name, size in zip(self.names, sizes, strict=True):
+                weights[name].sub_(_columns(size, weights[name]) * self._way(name, along, weights))
+            others = sizes[-1] if self.others is None else self.others(rates, t)
+            self._others(gradients, torch.as_tensor(others).to(rates).expand(len(sizes[-1])))
+        return Moment(losses, correct, rates, norms, sizes)
+
+    def _sizes(self, value: float | Tensor, rates: Tensor) -> Tensor:
+        return torch.as_tensor(value).to(rates).expand_as(rates)
+
+    def _way(self, name: str, along: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
+        way = along[name]
+        if self.weight_decay:
+            way = way + self.weight_decay * weights[name]
+        if self.momentum:
+            if name not in self.velocity:
+                self.velocity[name] = torch.zeros_like(way)
+            way = self.velocity[name].mul_(self.momentum).add_(way)
+        return way
+
+    def _others(self, gradients: dict[str, Tensor], sizes: Tensor) -> None:
+        """Plain steps of the parameters that are not made of normalised matrices."""
+        for name, parameter in self.network.named_parameters():
+            made_of = self.network.weight_matrices({name: parameter})
+            if name in gradients and not set(made_of) & set(self.names):
+                axis = self.network.replica_axis(name)
+                size = sizes.to(parameter)
+                if axis is not None:
+                    shape = [1] * parameter.ndim
+                    shape[axis] = len(size)
+                    size = size.view(shape)
+                parameter.sub_(size * gradients[name])
+
+
+def descent(
+    network: Network, batches: Iterable[tuple[Tensor, Tensor]], rule: Rule, **options: object
+) -> Iterator[Moment]:
+    """Train on batches, a step for each.
+
+    Args:
+        network: R networks; their parameters change in place.
+        batches: Samples and labels.
+        rule: Learning rates, see :class:`Descent`.
+        **options: Of :class:`Descent`.
+
+    Yields:
+        What each step was.
+    """
+    steps = Descent(network, rule, **options)
+    for t, (x, y) in enumerate(batches):
+        yield steps.step(x, y, t)
+
+
+def held(value: float | Tensor) -> Rule:
+    """One learning rate for all matrices, constant; a number or of shape ``(R,)``."""
+    return lambda rates, t: value
+
+
+def critical(target: float | Tensor) -> Rule:
+    """At most the critical learning rate of the moment, see :func:`critical_learning_rate`."""
+    return lambda rates, t: torch.minimum(_like(target, rates), critical_learning_rate(rates))
+
+
+def equalised(target: float | Tensor) -> Rule:
+    """Every matrix turns by one angle, that of ``target`` at the geometric mean of the rates."""
+    return tilted(target, 0.0)
+
+
+def tilted(target: float | Tensor, slope: float) -> Rule:
+    """As :func:`equalised`, but by ``slope`` nats faster with every matrix towards the input."""
+
+    def rule(rates: Tensor, t: int) -> Tensor:
+        place = torch.arange(len(rates)).to(rates) - (len(rates) - 1) / 2
+        each = _like(target, rates) * rates.log().mean(0).exp() / rates
+        return each * (-slope * place).exp()[:, None]
+
+    return rule
+
+
+def _like(value: float | Tensor, rates: Tensor) -> Tensor:
+    return torch.as_tensor(value).to(rates)
+
+
+def _columns(size: Tensor, weight: Tensor) -> Tensor:
+    """One number for each network as a factor on ``(R, rows, columns)``."""
+    return size.to(weight)[:, None, None]
