@@ -8,6 +8,7 @@ from torch import nn
 from bnmlp import BNMLP
 from bnmlp.measurements.curvature import (
     curvature_table,
+    dense_hessian,
     gauss_newton,
     hessian,
     overlaps,
@@ -31,7 +32,7 @@ def batches(float64):
     return [(torch.randn(20, 10), torch.randint(4, (20,))) for _ in range(3)]
 
 
-def dense_hessian(model, batches):
+def naive_hessian(model, batches):
     shapes = [p.shape for p in model.parameters()]
     names = [n for n, _ in model.named_parameters()]
 
@@ -48,8 +49,8 @@ def dense_hessian(model, batches):
     return torch.autograd.functional.hessian(loss, vector)
 
 
-def test_ends_of_the_spectrum_are_those_of_the_dense_hessian(network, batches):
-    expected = torch.linalg.eigvalsh(dense_hessian(network, batches)).flip(0)
+def test_ends_of_the_spectrum_are_those_of_the_naive_hessian(network, batches):
+    expected = torch.linalg.eigvalsh(naive_hessian(network, batches)).flip(0)
     values, vectors = spectrum_ends(hessian(network, batches), 5, 2, tolerance=1e-9)
     torch.testing.assert_close(values, torch.cat([expected[:5], expected[-2:]]), rtol=1e-6, atol=0)
     torch.testing.assert_close(vectors.mT @ vectors, torch.eye(7), rtol=0, atol=1e-8)
@@ -57,7 +58,7 @@ def test_ends_of_the_spectrum_are_those_of_the_dense_hessian(network, batches):
 
 def test_so_are_those_of_a_network_with_batch_normalisation(batches):
     model = BNMLP(10, 6, 3, 4, activation="tanh", dtype=torch.float64)
-    expected = torch.linalg.eigvalsh(dense_hessian(model.train(), batches)).flip(0)
+    expected = torch.linalg.eigvalsh(naive_hessian(model.train(), batches)).flip(0)
     before = model.running_var.clone()
     values, _ = spectrum_ends(hessian(model, batches), 5, 2, tolerance=1e-9)
     torch.testing.assert_close(values, torch.cat([expected[:5], expected[-2:]]), rtol=1e-5, atol=0)
@@ -84,7 +85,7 @@ def test_spectral_density_has_mass_one_and_the_mean_of_the_trace(network, batche
     grid, density = spectral_density(operator, vectors=30, repeats=4)
     step = grid[1] - grid[0]
     assert (density.sum() * step).item() == pytest.approx(1, abs=0.05)
-    mean = dense_hessian(network, batches).trace() / operator.shape[0]
+    mean = naive_hessian(network, batches).trace() / operator.shape[0]
     spread = grid[-1] - grid[0]
     assert abs((grid * density).sum() * step - mean) < 0.02 * spread
     again = spectral_density(operator, vectors=30, repeats=4)[1]
@@ -294,3 +295,10 @@ def test_networks_that_do_not_fit_are_refused(model, message, name, batches):
 def test_lengths_of_several_networks_are_refused():
     with pytest.raises(ValueError, match="one network at a time"):
         row_lengths(BNMLP(10, 6, 2, 4, replicas=3))
+
+
+def test_the_dense_hessian_has_the_products_of_the_operator(network, batches):
+    for model in (network, BNMLP(10, 6, 3, 4, activation="tanh", dtype=torch.float64)):
+        dense = dense_hessian(model, batches)
+        units = torch.eye(len(dense))
+        torch.testing.assert_close(hessian(model, batches) @ units, dense, rtol=1e-9, atol=1e-12)

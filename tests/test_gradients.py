@@ -261,3 +261,11 @@ def test_deep_norms_of_batches_that_do_not_fit_name_the_remedy():
         deep_gradient_norms(torch.randn(1, 6), torch.tensor([0]), **sizes)
     with pytest.raises(ValueError, match=r"\(2, n, 6\)"):
         deep_gradient_norms(torch.randn(3, 8, 6), torch.zeros(8).long(), replicas=2, **sizes)
+
+
+def test_the_rate_of_logarithms_is_that_of_the_norms_also_where_these_overflow():
+    logs = -0.3 * torch.arange(9.0)[:, None] + torch.randn(9, 2)
+    torch.testing.assert_close(explosion_rate(logs, log=True), explosion_rate(logs.exp()))
+    torch.testing.assert_close(explosion_rate(logs + 1e4, log=True), explosion_rate(logs.exp()))
+    with pytest.raises(ValueError, match="finite"):
+        explosion_rate(logs + 1e4 * logs.new_tensor(torch.inf), log=True)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bnmlp import batch_norm, layer_norm
+from bnmlp.layers.normalization import unit_rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -99,3 +100,9 @@ def test_bad_input_names_cause_and_remedy(x, options, message):
 def test_layer_norm_of_one_feature_is_refused():
     with pytest.raises(ValueError, match="single feature"):
         layer_norm(torch.ones(1, 3))
+
+
+def test_unit_rows_are_those_of_the_paper():
+    x = torch.randn(2, 5, 7, dtype=torch.float64)
+    gram = (x @ x.mT).diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(unit_rows(x), x / gram.sqrt()[..., None])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bnmlp.book import tables as results
-from bnmlp.book.intervals import median_interval
+from bnmlp.book.intervals import half_width, median_interval, ranged
 from bnmlp.book.tables import offer_csv, store_table, stored_table
 from bnmlp_book import status
 
@@ -97,3 +97,14 @@ def test_the_interval_of_values_without_a_number_is_none():
     values = np.array([[1.0, 2.0, np.nan, 4.0], [1.0, 2.0, 3.0, 4.0]])
     for end, expected in zip(median_interval(values), (2.5, 1.0, 4.0), strict=True):
         assert np.isnan(end[0]) and end[1] == expected
+
+
+def test_half_the_interval_of_a_mean_covers_it_as_often_as_it_says():
+    values = torch.randn(20_000, 50)
+    covered = (values.mean(-1).abs() <= half_width(values)).double().mean()
+    assert abs(covered - 0.944) < 0.006, covered  # of Student's distribution with 49 degrees
+
+
+def test_a_range_holds_the_median_and_both_ends():
+    assert ranged(torch.tensor([1.0, 4.0, 2.0])) == "2.00 (1.00 to 4.00)"
+    assert ranged(np.array([0.1, 0.2, 0.3, 0.4]), ".1g") == "0.2 (0.1 to 0.4)"

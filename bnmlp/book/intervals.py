@@ -1,4 +1,6 @@
-"""Intervals around medians of a few networks."""
+"""Intervals around means and medians of a few networks."""
+
+import math
 
 import numpy as np
 from scipy.stats import binom
@@ -22,3 +24,33 @@ def median_interval(values: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray
     ordered = np.sort(np.where(np.isnan(values).any(-1, keepdims=True), np.nan, values), -1)
     k = max(int(binom.ppf(0.025, ordered.shape[-1], 0.5)), 1)
     return np.median(ordered, -1), ordered[..., k - 1], ordered[..., -k]
+
+
+def half_width(values: Tensor) -> Tensor:
+    """Half the normal 95 % interval of the mean over networks.
+
+    Args:
+        values: One value for each network. Shape ``(..., R)``.
+
+    Returns:
+        1.96 standard errors. Shape ``(...)``.
+    """
+    return 1.96 * values.std(-1) / math.sqrt(values.shape[-1])
+
+
+def ranged(values: np.ndarray | Tensor, fmt: str = ".2f") -> str:
+    """Median, smallest and largest value, for a table.
+
+    Args:
+        values: One value for each network.
+        fmt: Format of each number.
+
+    Returns:
+        Such as "2.0 (1.0 to 3.0)".
+
+    Examples:
+        >>> ranged([3.0, 1.0, 2.0], ".1f")
+        '2.0 (1.0 to 3.0)'
+    """
+    v = np.asarray(values, dtype=float)
+    return f"{np.median(v):{fmt}} ({v.min():{fmt}} to {v.max():{fmt}})"

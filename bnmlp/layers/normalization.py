@@ -64,6 +64,18 @@ def layer_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float
     return _normalize_rows(x.mT, center, unit, eps).mT
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    r"""The paper's normalisation :math:`\mathrm{diag}(XX^\top)^{-1/2}X`, see :eq:`batch-norm`.
+
+    Args:
+        x: Representations, one row per feature. Shape ``(..., d, n)``.
+
+    Returns:
+        Rows of norm one, without mean reduction. Shape ``(..., d, n)``.
+    """
+    return batch_norm(x, center=False, unit=True, eps=0.0)
+
+
 def refuse_single_sample(name: str, n: int) -> None:
     """Raise ValueError where one sample is all whose mean would be subtracted from it."""
     if n < 2:

@@ -7,7 +7,7 @@ their place.
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -97,6 +97,28 @@ def gauss_newton(model: nn.Module, batches: Batches) -> GGNLinearOperator:
 
 
 @outside_modes
+@torch.enable_grad()
+def dense_hessian(model: nn.Module, batches: Batches) -> Tensor:
+    """All rows of :func:`hessian` at once, by a second pass backwards; for small networks.
+
+    Returns:
+        Symmetric matrix. Shape ``(P, P)``.
+    """
+    batches, module = sound_batches(model, batches), _LogitsForHessian(model)
+    parameters = list(module.parameters())
+    loss = sum(F.cross_entropy(module(x), y) for x, y in batches) / len(batches)
+    slope = flat(torch.autograd.grad(loss, parameters, create_graph=True))
+    units = torch.eye(len(slope), dtype=slope.dtype, device=slope.device)
+    rows = torch.autograd.grad(slope, parameters, units, is_grads_batched=True)
+    return torch.cat([row.flatten(1) for row in rows], 1)
+
+
+def flat(parts: Iterable[Tensor]) -> Tensor:
+    """Tensors one after the other as one vector, such as the gradients of all parameters."""
+    return torch.cat([part.flatten() for part in parts])
+
+
+@outside_modes
 def _operator(
     kind: type, logits: type, model: nn.Module, batches: Batches
 ) -> HessianLinearOperator:
@@ -165,7 +187,7 @@ def row_lengths(model: BNMLP) -> Tensor:
     for name, p in model.named_parameters():
         length = p.detach().norm(dim=-1, keepdim=True).expand_as(p)
         parts.append(length if name in ("input_weight", "hidden_weight") else 0 * length)
-    return torch.cat([part.flatten() for part in parts])
+    return flat(parts)
 
 
 @outside_modes

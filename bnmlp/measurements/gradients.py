@@ -126,7 +126,9 @@ def deep_gradient_norms(
     return _checked(logs, log)
 
 
-def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor:
+def explosion_rate(
+    norms: Tensor, layers: Sequence[int] | None = None, *, log: bool = False
+) -> Tensor:
     r"""Minus the least-squares slope of log gradient norm against layer index.
 
     Positive where gradients grow towards the input: a rate :math:`\rho` multiplies the norm by
@@ -136,6 +138,7 @@ def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor
         norms: Gradient norms, as :func:`gradient_norms` returns them. Shape ``(depth + 1, R)``.
         layers: Rows of ``norms`` to fit; all but the first and the last if omitted, since the
             rectangular input and output matrices are not comparable with the others.
+        log: Whether logarithms of the norms are given, which no depth makes too large.
 
     Returns:
         Rate in nats per layer, float64. Shape ``(R,)``.
@@ -158,15 +161,16 @@ def explosion_rate(norms: Tensor, layers: Sequence[int] | None = None) -> Tensor
         raise ValueError(
             f"explosion_rate: layers must lie in 0..{len(norms) - 1}, got {min(rows)}..{max(rows)}"
         )
-    log = float64(norms[list(rows)]).log()  # (layers, R)
-    index = torch.tensor(list(rows), dtype=torch.float64, device=log.device)
-    if not log.isfinite().all():
+    logs = float64(norms[list(rows)])  # (layers, R)
+    logs = logs if log else logs.log()
+    index = torch.tensor(list(rows), dtype=torch.float64, device=logs.device)
+    if not logs.isfinite().all():
         raise ValueError(
             "explosion_rate: norms must be positive and finite; where gradients leave the range "
             "of float32 build the model with dtype=torch.float64"
         )
     centred = index - index.mean()
-    return -(centred @ (log - log.mean(0))) / centred.square().sum()
+    return -(centred @ (logs - logs.mean(0))) / centred.square().sum()
 
 
 def _log_norms(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

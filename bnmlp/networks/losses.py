@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import Network, averages_kept, batch_of
 
 
@@ -65,3 +66,32 @@ def matrix_gradients(network: Network, x: Tensor, y: Tensor) -> tuple[dict[str, 
     with averages_kept(network):
         found, losses, _ = parameter_gradients(network, x, y)
     return network.weight_matrices(found), losses
+
+
+def head_losses(model: BNMLP, h: Tensor, y: Tensor) -> Tensor:
+    """Mean cross entropy of every replica, from the last representation.
+
+    Args:
+        model: R networks.
+        h: Last representations. Shape ``(R, width, n)``.
+        y: Class labels. Shape ``(R, n)``.
+
+    Returns:
+        Losses. Shape ``(R,)``.
+    """
+    return F.cross_entropy(model.head(h).mT, y, reduction="none").mean(1)
+
+
+def head_gradient(model: BNMLP, h: Tensor, y: Tensor) -> Tensor:
+    """Gradient of each network's mean cross entropy for its last representation.
+
+    Args:
+        model: R networks.
+        h: Last representations. Shape ``(R, width, n)``.
+        y: Class labels. Shape ``(R, n)``.
+
+    Returns:
+        Gradients. Shape ``(R, width, n)``.
+    """
+    h = h.detach().requires_grad_()
+    return torch.autograd.grad(head_losses(model, h, y).sum(), h)[0]

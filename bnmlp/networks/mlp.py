@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bnmlp.checks import check_lengths, check_name, whole_number
-from bnmlp.layers.activations import ACTIVATIONS, activation_parts
+from bnmlp.layers.activations import ACTIVATIONS, activation_parts, gain_schedule
 from bnmlp.layers.initialization import INITIALIZATIONS, initial_weights
 from bnmlp.layers.normalization import batch_norm, layer_norm, refuse_single_sample
 from bnmlp.machine.memory import fresh
@@ -425,3 +426,38 @@ class BNMLP(nn.Module):
                 f"BNMLP: expected samples of shape {expected}, got {tuple(x.shape)}; "
                 "samples are rows here, flatten images first"
             )
+
+
+def paper_network(
+    in_features: int, width: int, depth: int, out_features: int = 10, **options: Any
+) -> BNMLP:
+    """The network of the paper's theorems: rows of norm one, without mean reduction.
+
+    Args:
+        in_features: Size of a sample.
+        width: Features of each layer.
+        depth: Number of normalised layers.
+        out_features: Number of logits.
+        **options: Of :class:`BNMLP`, those of the normalisation too where one is to differ.
+
+    Returns:
+        The network.
+    """
+    paper: dict[str, Any] = {"center": False, "unit_norm": True, "eps": 0.0}
+    return BNMLP(in_features, width, depth, out_features, **paper | options)
+
+
+def shaped(model: BNMLP, activation: str, exponent: float = 0.0) -> BNMLP:
+    r"""The same weights with another activation and the gains :math:`\ell^{-e}`.
+
+    Args:
+        model: R networks, which change in place.
+        activation: One of ``bnmlp.ACTIVATIONS``.
+        exponent: :math:`e`.
+
+    Returns:
+        The model.
+    """
+    model.activation = activation
+    model.gains = gain_schedule(model.depth, exponent=exponent).tolist()
+    return model
