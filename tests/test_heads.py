@@ -2,9 +2,9 @@
 
 import torch
 
-from bnmlp import BNMLP
+from bnmlp import BNMLP, load_dataset
 from bnmlp.networks.losses import head_gradient, head_losses, scored_losses
-from bnmlp.networks.mlp import paper_network, shaped
+from bnmlp.networks.mlp import network_for, paper_network, shaped
 
 R, CLASSES = 3, 4
 
@@ -33,3 +33,10 @@ def test_a_shaped_network_is_one_made_that_way():
     x = torch.randn(9, 16)
     made = BNMLP(16, 8, 3, CLASSES, activation="tanh", gain_exponent=0.4)
     torch.testing.assert_close(shaped(BNMLP(16, 8, 3, CLASSES), "tanh", 0.4)(x), made(x))
+
+
+def test_a_network_for_a_dataset_fits_its_samples_and_labels():
+    data = load_dataset("digits")
+    model = network_for(data, 5, 3, replicas=2)
+    assert model(data.train_x[:7]).shape == (2, 7, 10)
+    assert (model.width, model.depth, model.replicas) == (5, 3, 2)

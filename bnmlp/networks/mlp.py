@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from bnmlp.machine.memory import fresh
 from bnmlp.machine.modes import outside_modes
 from bnmlp.networks.protocol import layered_axis, layered_matrices
 from bnmlp.networks.recipe import DTYPES, NORMS, ORDERS, _plain, layer_gains
+
+if TYPE_CHECKING:
+    from bnmlp.data.datasets import Dataset
 
 
 class BNMLP(nn.Module):
@@ -445,6 +448,22 @@ def paper_network(
     """
     paper: dict[str, Any] = {"center": False, "unit_norm": True, "eps": 0.0}
     return BNMLP(in_features, width, depth, out_features, **paper | options)
+
+
+def network_for(data: "Dataset", width: int, depth: int, **options: Any) -> BNMLP:
+    """A network with the features and the classes of a dataset.
+
+    Args:
+        data: What it is to read.
+        width: Features of each layer.
+        depth: Number of normalised layers.
+        **options: Of :class:`BNMLP`.
+
+    Returns:
+        The network.
+    """
+    classes = int(data.train_y.max()) + 1
+    return BNMLP(data.train_x.shape[1], width, depth, classes, **options)
 
 
 def shaped(model: BNMLP, activation: str, exponent: float = 0.0) -> BNMLP:
