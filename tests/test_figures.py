@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 import matplotlib.pyplot as plt
 import pytest
 
+from bnmlp.book.plotting import median_bars, new_figure
 from bnmlp_book.figures import lighter
 from bnmlp_book.pages import drop_plain_spans
 
@@ -55,3 +56,12 @@ def test_plain_code_loses_its_spans_and_keeps_its_text():
     context = {"body": body}
     drop_plain_spans(None, "page", "page.html", context, None)
     assert context["body"] == 'x <span class="o">=</span> <span class="mi">1</span>'
+
+
+def test_medians_are_drawn_with_the_ends_of_their_intervals():
+    _, ax = new_figure()
+    median_bars(ax, [1, 2], np.arange(20.0).reshape(2, 10), ls="")
+    (bars,) = ax.containers
+    assert bars.lines[0].get_ydata().tolist() == [4.5, 14.5]
+    ends = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+    assert ends == [[1, 8], [11, 18]]

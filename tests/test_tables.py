@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bnmlp.book import tables as results
-from bnmlp.book.intervals import half_width, median_interval, ranged
+from bnmlp.book.intervals import half_width, mean_and_error, median_interval, ranged
 from bnmlp.book.tables import offer_csv, store_table, stored_table
 from bnmlp_book import status
 
@@ -108,3 +108,8 @@ def test_half_the_interval_of_a_mean_covers_it_as_often_as_it_says():
 def test_a_range_holds_the_median_and_both_ends():
     assert ranged(torch.tensor([1.0, 4.0, 2.0])) == "2.00 (1.00 to 4.00)"
     assert ranged(np.array([0.1, 0.2, 0.3, 0.4]), ".1g") == "0.2 (0.1 to 0.4)"
+
+
+def test_a_mean_comes_with_its_standard_error():
+    mean, error = mean_and_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert mean == 3 and error == pytest.approx((14 / 3) ** 0.5 / 2)

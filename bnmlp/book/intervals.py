@@ -54,3 +54,33 @@ def ranged(values: np.ndarray | Tensor, fmt: str = ".2f") -> str:
     """
     v = np.asarray(values, dtype=float)
     return f"{np.median(v):{fmt}} ({v.min():{fmt}} to {v.max():{fmt}})"
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean over networks and its standard error.
+
+    Args:
+        values: One value for each network. Shape ``(R,)``.
+
+    Returns:
+        Mean, and deviation over the root of R.
+    """
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+def bracketed(values: np.ndarray | Tensor, fmt: str = ".2f") -> str:
+    """Median with its interval, for a table.
+
+    Args:
+        values: One value for each network.
+        fmt: Format of each number.
+
+    Returns:
+        Such as "5.50 (2.00, 9.00)".
+
+    Examples:
+        >>> bracketed(np.arange(1.0, 11.0))
+        '5.50 (2.00, 9.00)'
+    """
+    middle, low, high = (float(v) for v in median_interval(values))
+    return f"{middle:{fmt}} ({low:{fmt}}, {high:{fmt}})"

@@ -1,11 +1,15 @@
 """How the book's figures look: one style, one colour for each thing on every page."""
 
+from typing import Any
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor
+
+from bnmlp.book.intervals import median_interval
 
 # Readable on white and on dark pages alike.
 NEUTRAL = "#767676"
@@ -76,6 +80,19 @@ def curve(
     (line,) = ax.plot(x[many], np.median(runs[many], 1), label=label, **style)
     ax.plot(x[few], runs[few], color=line.get_color(), alpha=0.25, linewidth=0.7, linestyle="-")
     return line
+
+
+def median_bars(ax: Axes, x: np.ndarray | Tensor, runs: np.ndarray | Tensor, **style: Any) -> None:
+    """Draw medians over networks with their 95 % intervals.
+
+    Args:
+        ax: Where to draw.
+        x: Abscissa. Shape ``(points,)``.
+        runs: One column per network. Shape ``(points, R)``.
+        **style: Passed to ``errorbar``.
+    """
+    middle, low, high = median_interval(runs)
+    ax.errorbar(x, middle, (middle - low, high - middle), capsize=2, **style)
 
 
 def new_figure(columns: int = 1, rows: int = 1, **options: object) -> tuple[plt.Figure, Axes]:
