@@ -3,6 +3,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from bnmlp.book.plotting import median_bars, new_figure
