@@ -1,5 +1,6 @@
 """Checks of arguments that several modules share."""
 
+from collections.abc import Collection
 from numbers import Integral
 
 
@@ -10,6 +11,9 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
         name: Of the argument, for the message.
         value: What was given.
         least: The smallest that is allowed.
+
+    Returns:
+        The integer.
 
     Raises:
         ValueError: If it is no integer, or too small.
@@ -29,7 +33,7 @@ def check_lengths(replicas: int, **choices: object) -> None:
             )
 
 
-def check_name(what: str, name: str, known: object) -> None:
+def check_name(what: str, name: str, known: Collection[str]) -> None:
     """Refuse a name that is not known."""
     if name not in known:
         raise ValueError(f"unknown {what} {name!r}; use one of {', '.join(known)}")

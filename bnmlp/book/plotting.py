@@ -6,7 +6,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.rcsetup import cycler
 from torch import Tensor
 
 from bnmlp.book.intervals import median_interval
@@ -42,7 +44,7 @@ def use_book_style() -> None:
             "axes.titlesize": 11,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.prop_cycle": mpl.cycler(
+            "axes.prop_cycle": cycler(
                 color=[BLUE, ORANGE, GREEN, PINK], linestyle=["-", "--", "-.", ":"]
             ),
             "font.size": 11,
@@ -60,7 +62,7 @@ def use_book_style() -> None:
 
 
 def curve(
-    ax: Axes, x: np.ndarray | Tensor, runs: np.ndarray | Tensor, label: str, **style: object
+    ax: Axes, x: np.ndarray | Tensor, runs: np.ndarray | Tensor, label: str, **style: Any
 ) -> Line2D:
     """Median over networks, with every network drawn faintly behind it.
 
@@ -95,7 +97,7 @@ def median_bars(ax: Axes, x: np.ndarray | Tensor, runs: np.ndarray | Tensor, **s
     ax.errorbar(x, middle, (middle - low, high - middle), capsize=2, **style)
 
 
-def new_figure(columns: int = 1, rows: int = 1, **options: object) -> tuple[plt.Figure, Axes]:
+def new_figure(columns: int = 1, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
     """A figure of the book's width with ``columns`` panels side by side.
 
     Args:
@@ -104,6 +106,6 @@ def new_figure(columns: int = 1, rows: int = 1, **options: object) -> tuple[plt.
         **options: Passed to ``matplotlib.pyplot.subplots``.
 
     Returns:
-        Figure and axes, as ``matplotlib.pyplot.subplots``.
+        Figure and axes, one or an array of them, as ``matplotlib.pyplot.subplots``.
     """
     return plt.subplots(rows, columns, **options)

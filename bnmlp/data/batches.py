@@ -1,13 +1,18 @@
 """Batches: the order of samples, rows as images or tokens, inputs made on purpose."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
 from bnmlp.layers.seeds import random_order, random_source
 
 
-def patches(x: Tensor, side: int = 7) -> Tensor:
+def patches(
+    x: Shaped[Tensor, "*batch pixels"], side: int = 7
+) -> Shaped[Tensor, "*batch T {side*side}"]:
     """Square images as sequences of square patches.
 
     Args:
@@ -29,7 +34,9 @@ def patches(x: Tensor, side: int = 7) -> Tensor:
     return grid.flatten(-4, -3).flatten(-2)
 
 
-def images(x: Tensor, channels: int = 1, pooled: int = 1) -> Tensor:
+def images(
+    x: Shaped[Tensor, "n features"], channels: int = 1, pooled: int = 1
+) -> Shaped[Tensor, "n {channels} side side"]:
     """Rows of a data set as square images, optionally averaged over small squares.
 
     Args:
@@ -54,7 +61,9 @@ def images(x: Tensor, channels: int = 1, pooled: int = 1) -> Tensor:
     return x if pooled == 1 else F.avg_pool2d(x, pooled)
 
 
-def degenerate_batch(x: Tensor, y: Tensor, distinct: int) -> tuple[Tensor, Tensor]:
+def degenerate_batch(
+    x: Shaped[Tensor, "*batch n features"], y: Shaped[Tensor, "*batch n"], distinct: int
+) -> tuple[Shaped[Tensor, "*batch n features"], Shaped[Tensor, "*batch n"]]:
     """Repeat the first samples of a batch until it has its old size.
 
     Args:
@@ -67,6 +76,13 @@ def degenerate_batch(x: Tensor, y: Tensor, distinct: int) -> tuple[Tensor, Tenso
 
     Raises:
         ValueError: If ``distinct`` is not between 1 and n, or shapes do not fit.
+
+    Examples:
+        >>> x, y = degenerate_batch(torch.eye(5), torch.arange(5), distinct=2)
+        >>> y.tolist()
+        [0, 1, 0, 1, 0]
+        >>> torch.linalg.matrix_rank(x).item()
+        2
     """
     if x.shape[:-1] != y.shape:
         raise ValueError(
@@ -82,7 +98,7 @@ def degenerate_batch(x: Tensor, y: Tensor, distinct: int) -> tuple[Tensor, Tenso
 
 def perturbed_identity(
     n: int, *, strength: float = 0.005, noise: str = "rank_one", seed: int = 0
-) -> Tensor:
+) -> Float64[Tensor, "n n"]:
     """Identity matrix mixed with a little uniform noise: the nearly isometric input of Figure 1.
 
     Args:
@@ -97,24 +113,33 @@ def perturbed_identity(
 
     Raises:
         ValueError: If ``n`` or ``strength`` is out of range or ``noise`` is unknown.
+
+    Examples:
+        >>> torch.equal(perturbed_identity(3, strength=0), torch.eye(3, dtype=torch.float64))
+        True
+        >>> torch.linalg.matrix_rank(perturbed_identity(9, strength=1)).item()  # the noise alone
+        1
     """
     if n < 1:
         raise ValueError(f"perturbed_identity: n must be at least 1, got {n}")
     if not 0 <= strength <= 1:
         raise ValueError(f"perturbed_identity: strength must lie in [0, 1], got {strength}")
     generator = random_source(seed)
-    like = {"dtype": torch.float64, "device": "cpu"}
+    uniform = partial(torch.rand, generator=generator, dtype=torch.float64, device="cpu")
     if noise == "rank_one":
-        u, v = torch.rand(2, n, generator=generator, **like)
+        u, v = uniform(2, n)
         perturbation = torch.outer(u, v)
     elif noise == "full":
-        perturbation = torch.rand(n, n, generator=generator, **like)
+        perturbation = uniform(n, n)
     else:
         raise ValueError(f"perturbed_identity: noise is 'rank_one' or 'full', got {noise!r}")
-    return (1 - strength) * torch.eye(n, **like) + strength * perturbation
+    identity = torch.eye(n, dtype=torch.float64, device="cpu")
+    return (1 - strength) * identity + strength * perturbation
 
 
-def epoch_orders(seed: int, replicas: int, epoch: int, samples: int) -> Tensor:
+def epoch_orders(
+    seed: int, replicas: int, epoch: int, samples: int
+) -> Int64[Tensor, "{replicas} {samples}"]:
     """The order in which each network sees the training samples in one epoch.
 
     Args:

@@ -90,7 +90,7 @@ class Dataset:
 
 
 def load_dataset(
-    name: str, root: str | os.PathLike | None = None, download: bool = False
+    name: str, root: str | os.PathLike[str] | None = None, download: bool = False
 ) -> Dataset:
     """Load a dataset; nothing is fetched unless asked.
 
@@ -113,13 +113,22 @@ def load_dataset(
         ValueError: If the name is unknown, or a file is truncated or altered; the file is named.
         FileNotFoundError: If the dataset is missing; the remedies are named.
         OSError: If it cannot be downloaded or stored; files that came are kept.
+
+    Examples:
+        >>> data = load_dataset("digits")
+        >>> tuple(data.train_x.shape), tuple(data.test_x.shape)
+        ((1442, 64), (355, 64))
+        >>> data.train_y.unique().tolist() == list(range(10))
+        True
+        >>> abs(data.train_x.mean().item()) < 1e-5  # standardised
+        True
     """
     if name not in LOADERS:
         raise ValueError(f"unknown dataset {name!r}; use one of {', '.join(LOADERS)}")
     source, train, train_y, test, test_y = LOADERS[name](name, root, download)
     digest = hashlib.sha256()
     for array in (train, train_y, test, test_y):
-        digest.update(np.ascontiguousarray(array, np.uint8))
+        digest.update(np.ascontiguousarray(array, np.uint8).data)
     mean, std = STANDARDIZATION.get(name) or _channel_statistics(train)
     return Dataset(
         name=name,
@@ -134,7 +143,7 @@ def load_dataset(
     )
 
 
-def available_datasets(*names: str, root: str | os.PathLike | None = None) -> list[Dataset]:
+def available_datasets(*names: str, root: str | os.PathLike[str] | None = None) -> list[Dataset]:
     """Those datasets that load here without a download.
 
     Args:
@@ -161,6 +170,6 @@ def _channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[fl
 
 def _standardized(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     x = torch.from_numpy(pixels.astype(np.float32)) / 255
-    mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None] for v in (mean, std))
-    x = (x - mean) / std
+    shift, size = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None] for v in (mean, std))
+    x = (x - shift) / size
     return x.flatten(1)

@@ -13,7 +13,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -77,7 +77,7 @@ MNIST5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e5
 # What a loader returns: source, then pixels (uint8, (N, channels, positions)) and labels of both.
 Loaded = tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-Root = str | os.PathLike | None
+Root = str | os.PathLike[str] | None
 
 
 def _mnist5k(name: str, root: Root, download: bool) -> Loaded:
@@ -172,7 +172,7 @@ def _photo_patches(name: str, root: Root, download: bool) -> Loaded:
             order = np.random.default_rng(seed_of(0)).permutation(len(parts[0]))
         arrays.append(np.stack([part[order] for part in parts], 1).reshape(-1, 3, 32 * 32))
         arrays.append(np.tile(np.arange(2, dtype=np.uint8), len(order)))
-    return "patches of scikit-learn's photographs china.jpg and flower.jpg", *arrays
+    return _loaded("patches of scikit-learn's photographs china.jpg and flower.jpg", arrays)
 
 
 def _idx(name: str, root: Root, download: bool) -> Loaded:
@@ -190,7 +190,12 @@ def _idx(name: str, root: Root, download: bool) -> Loaded:
         arrays = [_read_idx(name, folder, file, root) for file in IDX_FILES]
     for i in (0, 2):
         arrays[i] = arrays[i].reshape(len(arrays[i]), 1, -1)
-    return str(folder), *arrays
+    return _loaded(str(folder), arrays)
+
+
+def _loaded(source: str, arrays: list[np.ndarray]) -> Loaded:
+    train, train_y, test, test_y = arrays
+    return source, train, train_y, test, test_y
 
 
 def _idx_places(name: str, root: Root) -> list[Path]:
@@ -254,15 +259,15 @@ def _cifar(name: str, root: Root, download: bool) -> Loaded:
         part = cls(folder.parent, train=train)
         arrays.append(part.data.transpose(0, 3, 1, 2).reshape(len(part), 3, -1))
         arrays.append(np.asarray(part.targets, np.uint8))
-    return str(folder), *arrays
+    return _loaded(str(folder), arrays)
 
 
-def _cifar_files(cls: type) -> list[Sequence[str]]:
+def _cifar_files(cls: Any) -> list[Sequence[str]]:
     """Names and MD5 of the files that torchvision reads."""
     return [*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])]
 
 
-def _check_cifar(cls: type, folder: Path, name: str, root: Root) -> None:
+def _check_cifar(cls: Any, folder: Path, name: str, root: Root) -> None:
     """Refuse missing and altered files before any is read: these files are pickles."""
     if not os.path.exists(folder):
         raise _missing(name, [folder], root)
@@ -272,7 +277,7 @@ def _check_cifar(cls: type, folder: Path, name: str, root: Root) -> None:
         _intact(folder / file, md5, name, root)
 
 
-def _complete_cifar(cls: type, folder: Path, name: str, root: Root) -> None:
+def _complete_cifar(cls: Any, folder: Path, name: str, root: Root) -> None:
     """Unpack the files that are missing or damaged from the archive, fetched if need be."""
     archive = folder.parent / cls.filename
     try:
@@ -285,7 +290,8 @@ def _complete_cifar(cls: type, folder: Path, name: str, root: Root) -> None:
             try:
                 _intact(folder / file, md5, name, root)
             except ValueError:
-                _store(folder / file, packed.extractfile(f"{cls.base_folder}/{file}").read())
+                member = cast(IO[bytes], packed.extractfile(f"{cls.base_folder}/{file}"))
+                _store(folder / file, member.read())
 
 
 def _fetch(urls: Sequence[str], md5: str, folder: Path, *, unpack: bool = True) -> bytes:
@@ -331,6 +337,16 @@ def _store(path: Path, content: bytes) -> None:
 def _intact(path: Path, md5: str, name: str, root: Root, *, unpack: bool = True) -> bytes:
     """Content of a file, without its compression.
 
+    Args:
+        path: The file.
+        md5: Of the content.
+        name: Of the dataset, for the message.
+        root: Folder of the datasets, for the message.
+        unpack: Whether to take off the compression of a ``.gz``.
+
+    Returns:
+        The content.
+
     Raises:
         ValueError: If the file cannot be read or is not the expected one.
     """
@@ -361,8 +377,8 @@ def _lacks(folder: Path, file: str, name: str, root: Root) -> FileNotFoundError:
 
 def _missing(name: str, places: list[Path], root: Root) -> FileNotFoundError:
     debian = "; on Debian, apt-get install dataset-fashion-mnist" if name == "fashion_mnist" else ""
-    closed = [str(p) for p in places if _closed(p)]
-    closed = f" ({' and '.join(closed)} may not be entered)" if closed else ""
+    closed = " and ".join(str(p) for p in places if _closed(p))
+    closed = f" ({closed} may not be entered)" if closed else ""
     return FileNotFoundError(
         f"dataset {name!r} is not in {' or '.join(map(str, places))}{closed}: "
         f"{_remedy(name, root)} fetches it; "

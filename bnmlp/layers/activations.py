@@ -1,14 +1,15 @@
 """Activations of the paper and its code, and the gain that shapes them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float64
 from torch import Tensor
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "tanh": torch.tanh,
     "sin": torch.sin,
@@ -18,7 +19,9 @@ ACTIVATIONS = {
 }
 
 
-def gain_schedule(depth: int, gain: float = 1.0, exponent: float = 0.0) -> Tensor:
+def gain_schedule(
+    depth: int, gain: float = 1.0, exponent: float = 0.0
+) -> Float64[Tensor, " {depth}"]:
     r"""Gains :math:`\alpha_\ell = \alpha\,\ell^{-e}` of layers :math:`\ell = 1, \dots, L`.
 
     Args:
@@ -31,6 +34,10 @@ def gain_schedule(depth: int, gain: float = 1.0, exponent: float = 0.0) -> Tenso
 
     Raises:
         ValueError: If ``gain`` is not positive or ``exponent`` is not finite.
+
+    Examples:
+        >>> gain_schedule(4, gain=2, exponent=1).tolist()
+        [2.0, 1.0, 0.6666666666666666, 0.5]
     """
     if not (gain > 0 and math.isfinite(gain)):
         raise ValueError(f"gain must be a finite number > 0, got {gain}")
@@ -51,7 +58,8 @@ def activation_parts(activation: str | Sequence[str]) -> list[tuple[slice, str]]
     """
     if isinstance(activation, str):
         return [(slice(None), activation)]
-    parts, start = [], 0
+    parts: list[tuple[slice, str]] = []
+    start = 0
     for name, run in groupby(activation):
         stop = start + len(list(run))
         parts.append((slice(start, stop), name))

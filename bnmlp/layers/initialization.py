@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bnmlp.checks import whole_number
@@ -19,7 +20,7 @@ def haar_orthogonal(
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Tensor:
+) -> Float[Tensor, "*batch d d"]:
     """Independent orthogonal matrices, uniform on the orthogonal group (Haar measure).
 
     The Householder vectors of the QR factorisation of a Gaussian matrix are independent
@@ -39,11 +40,17 @@ def haar_orthogonal(
 
     Raises:
         ValueError: If ``d`` or an entry of ``batch`` is missing or not a positive integer.
+
+    Examples:
+        >>> from bnmlp.layers.seeds import random_source
+        >>> w = haar_orthogonal(3, d=5, generator=random_source(0), dtype=torch.float64)
+        >>> torch.allclose(w @ w.mT, torch.eye(5, dtype=torch.float64).expand(3, 5, 5))
+        True
     """
     if d is None:
         if not batch:
             raise ValueError("haar_orthogonal: give the size, as in haar_orthogonal(d=100)")
-        *batch, d = batch
+        batch, d = batch[:-1], batch[-1]
     shape = [whole_number("haar_orthogonal: a size", size) for size in (*batch, d, d)]
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
@@ -53,7 +60,9 @@ def haar_orthogonal(
     return haar_frames(torch.randn(shape, generator=generator, dtype=dtype, device=device))
 
 
-def haar_frames(normal: Tensor) -> Tensor:
+def haar_frames(
+    normal: Float[Tensor, "*batch rows columns"],
+) -> Float[Tensor, "*batch rows columns"]:
     """Turn standard normal matrices into uniformly distributed orthonormal frames.
 
     A tall matrix gets orthonormal columns, a wide one orthonormal rows, a square one both.
@@ -89,7 +98,9 @@ def _haar_frames_(x: Tensor) -> Tensor:
     return q.mul_(-sign.unsqueeze(-2))
 
 
-def xavier_normal(normal: Tensor, gain: float = 1.0) -> Tensor:
+def xavier_normal(
+    normal: Float[Tensor, "*batch rows columns"], gain: float = 1.0
+) -> Float[Tensor, "*batch rows columns"]:
     """Scale standard normal matrices to Xavier's variance, 2 / (fan-in + fan-out).
 
     Args:
@@ -98,6 +109,10 @@ def xavier_normal(normal: Tensor, gain: float = 1.0) -> Tensor:
 
     Returns:
         Gaussian matrices. Shape ``(..., rows, columns)``.
+
+    Examples:
+        >>> xavier_normal(torch.ones(3, 5)).unique().item() == 0.5  # the root of 2 / (3 + 5)
+        True
     """
     return normal * (gain * math.sqrt(2 / (normal.shape[-1] + normal.shape[-2])))
 

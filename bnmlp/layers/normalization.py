@@ -7,10 +7,13 @@ feature over the batch is then PyTorch's fused layer normalisation along the las
 import math
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 
-def batch_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float = 1e-5) -> Tensor:
+def batch_norm(
+    x: Float[Tensor, "*batch d n"], *, center: bool = True, unit: bool = False, eps: float = 1e-5
+) -> Float[Tensor, "*batch d n"]:
     r"""Scale every row of ``x`` to the same length, after centring it if asked.
 
     With ``center=True, unit=False`` this is ``torch.nn.BatchNorm1d`` without its affine part;
@@ -31,6 +34,21 @@ def batch_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float
     Raises:
         ValueError: If ``x`` has fewer than two axes, is not floating point, ``eps`` is negative,
             or ``center`` is asked of a batch of one sample.
+
+    Examples:
+        The paper's layer takes every row to norm one, whatever its scale:
+
+        >>> import torch
+        >>> x = torch.tensor([[3.0, 4.0], [0.0, -2.0]])
+        >>> batch_norm(x, center=False, unit=True, eps=0).round(decimals=4).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, -1.0]]
+
+        PyTorch's module, which takes samples as rows, has rows of mean square one:
+
+        >>> module = torch.nn.BatchNorm1d(7, affine=False)
+        >>> x = torch.arange(210.0).view(7, 30).sin()
+        >>> torch.allclose(batch_norm(x), module(x.mT).mT, atol=1e-6)
+        True
     """
     _check(x, "batch_norm", eps)
     if center:
@@ -38,7 +56,9 @@ def batch_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float
     return _normalize_rows(x, center, unit, eps)
 
 
-def layer_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float = 1e-5) -> Tensor:
+def layer_norm(
+    x: Float[Tensor, "*batch d n"], *, center: bool = True, unit: bool = False, eps: float = 1e-5
+) -> Float[Tensor, "*batch d n"]:
     r"""Scale every column of ``x``, one sample's features, to the same length.
 
     The arguments mean what they mean for :func:`batch_norm`, with features and samples swapped.
@@ -54,6 +74,12 @@ def layer_norm(x: Tensor, *, center: bool = True, unit: bool = False, eps: float
 
     Raises:
         ValueError: As :func:`batch_norm`, and if ``center`` is asked of a single feature.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.tensor([[3.0, 0.0], [4.0, -2.0]])
+        >>> torch.equal(layer_norm(x, center=False), batch_norm(x.mT, center=False).mT)
+        True
     """
     _check(x, "layer_norm", eps)
     if center and x.shape[-2] < 2:
@@ -108,6 +134,6 @@ def _check(x: Tensor, name: str, eps: float) -> None:
         raise ValueError(f"{name}: eps must be a finite number >= 0, got {eps}")
 
 
-def rms_norm(x: Tensor) -> Tensor:
+def rms_norm(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     """Vectors along the last axis, scaled to mean square one."""
     return F.rms_norm(x, x.shape[-1:])

@@ -23,6 +23,9 @@ def seed_of(*numbers: int) -> int:
 
     Args:
         *numbers: Name of the stream, as seed and replica; integers from 0 on.
+
+    Returns:
+        The seed, at least 0.
     """
     base = 0 if _stored.get() else base_seed()
     if base:
@@ -35,6 +38,9 @@ def random_source(*numbers: int) -> torch.Generator:
 
     Args:
         *numbers: As for :func:`seed_of`.
+
+    Returns:
+        The generator.
     """
     return torch.Generator("cpu").manual_seed(seed_of(*numbers))
 

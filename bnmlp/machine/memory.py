@@ -43,7 +43,7 @@ def fresh(
 def _take(size: int) -> np.ndarray:
     """An idle block of at most twice the size, or a new one."""
     fitting = {k: b.nbytes for k, b in list(_idle.items()) if size <= b.nbytes <= 2 * size}
-    block = _idle.pop(min(fitting, key=fitting.get), None) if fitting else None
+    block = _idle.pop(min(fitting, key=fitting.__getitem__), None) if fitting else None
     return np.empty(size, np.uint8) if block is None else block
 
 

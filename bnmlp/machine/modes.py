@@ -8,7 +8,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 AUTOCAST = ("cpu", "cuda", "mps")  # devices
 
 
@@ -28,6 +29,12 @@ def outside_modes(function: Callable[P, T]) -> Callable[P, T]:
     Autocasting would round the factors of every matrix product to three digits, so that a
     measurement depended on where it is called; weights and buffers made in inference mode could
     never be trained or written outside.
+
+    Args:
+        function: What to call so.
+
+    Returns:
+        A function of the same signature.
     """
 
     @functools.wraps(function)

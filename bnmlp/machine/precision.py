@@ -1,6 +1,6 @@
 """Double precision on every device."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ def float64(x: Numbers, device: torch.device | None = None) -> Numbers:
     Args:
         x: A tensor, or a module, which is converted in place.
         device: Where they are; that of the tensor if omitted.
+
+    Returns:
+        The numbers; of a module, itself.
     """
-    device = device or x.device
-    return x.to("cpu").to(torch.float64) if device.type == "mps" else x.to(torch.float64)
+    place: Any = device or x.device
+    return x.to("cpu").to(torch.float64) if place.type == "mps" else x.to(torch.float64)

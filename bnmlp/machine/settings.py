@@ -13,6 +13,9 @@ T = TypeVar("T")
 def scale() -> str:
     """Size of the book's experiments, from ``BNMLP_SCALE``: smoke, laptop (default) or paper.
 
+    Returns:
+        The name.
+
     Raises:
         ValueError: If the variable holds anything else.
     """
@@ -38,6 +41,9 @@ def at_scale(*, smoke: T, laptop: T, paper: T) -> T:
 
 def base_seed() -> int:
     """What moves every random number of the book, from ``BNMLP_SEED``: 0 (default) or above.
+
+    Returns:
+        The seed.
 
     Raises:
         ValueError: If the variable holds anything else.
@@ -77,8 +83,14 @@ def default_device(dtype: torch.dtype | None = None) -> torch.device:
     return torch.device("cpu" if name == "mps" and dtype == torch.float64 else name)
 
 
-def data_root(root: str | os.PathLike | None = None) -> Path:
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """Folder of the datasets: ``root``, else ``BNMLP_DATA``, else ``~/.cache/bnmlp``.
+
+    Args:
+        root: A folder, or None.
+
+    Returns:
+        The folder, which need not exist.
 
     Raises:
         FileNotFoundError: If the folder lies in a home that this user does not have.

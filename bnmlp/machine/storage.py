@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pandas as pd
 import torch
@@ -15,7 +15,7 @@ class StorageError(OSError):
     """A run's folder cannot be written or read; what it held is untouched."""
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside its place, force it to the disk, then rename it.
 
     Args:
@@ -51,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
@@ -64,6 +64,12 @@ def read_text(path: Path) -> str:
 def parse_json(path: Path) -> object:
     """Read JSON that a person wrote.
 
+    Args:
+        path: The file.
+
+    Returns:
+        Whatever it holds.
+
     Raises:
         ValueError: If the file is no JSON.
     """
@@ -73,12 +79,15 @@ def parse_json(path: Path) -> object:
         raise ValueError(f"{path} is no JSON in UTF-8: {error}") from error
 
 
-def read_json(path: Path, needed: Collection[str] = ()) -> dict:
+def read_json(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     """Read what :func:`write_json` wrote; an empty dict if there is no such file.
 
     Args:
         path: The file.
         needed: Keys without which the file is damaged.
+
+    Returns:
+        The object in the file.
 
     Raises:
         StorageError: If the file is damaged.
@@ -88,16 +97,16 @@ def read_json(path: Path, needed: Collection[str] = ()) -> dict:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
+        raise StorageError(_damage(path, error)) from error
     if not isinstance(content, dict):
-        raise _damaged(path, f"not an object but a {type(content).__name__}")
+        raise StorageError(_damage(path, f"not an object but a {type(content).__name__}"))
     if missing := sorted(set(needed) - set(content)):
-        raise _damaged(path, f"without {', '.join(missing)}")
+        raise StorageError(_damage(path, f"without {', '.join(missing)}"))
     return content
 
 
-def _damaged(path: Path, reason: object) -> StorageError:
-    return StorageError(f"{path} is damaged ({reason}); remove it and start again")
+def _damage(path: Path, reason: object) -> str:
+    return f"{path} is damaged ({reason}); remove it and start again"
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -108,23 +117,29 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 def read_csv(path: Path) -> pd.DataFrame:
     """Read what :func:`write_csv` wrote.
 
+    Args:
+        path: The file.
+
+    Returns:
+        The table.
+
     Raises:
         StorageError: If the file is damaged.
     """
     try:
         return pd.read_csv(path)
     except ValueError as error:
-        raise _damaged(path, error) from error
+        raise StorageError(_damage(path, error)) from error
 
 
-def save_tensors(path: Path, content: dict) -> None:
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
     """Write tensors, numbers and text in dicts and lists atomically."""
     write_atomically(path, lambda file: torch.save(content, file))
 
 
 def load_tensors(
     path: Path, device: torch.device | str = "cpu", needed: Collection[str] = ()
-) -> dict:
+) -> dict[str, Any]:
     """Read what :func:`save_tensors` wrote; nothing in the file is executed.
 
     Args:
@@ -132,9 +147,13 @@ def load_tensors(
         device: Where the tensors go.
         needed: Keys without which the file is of another kind.
 
+    Returns:
+        What was saved.
+
     Raises:
+        FileNotFoundError: If there is no such file.
         StorageError: If the file is truncated or not of this kind.
-    """
+    """  # noqa: DOC501 (the ValueError does not leave)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         if not isinstance(content, dict) or set(needed) - set(content):

@@ -20,6 +20,9 @@ def keep_threads() -> int:
 
     ``torch.set_num_threads`` in other threads does not reach this one any more, so the bits of
     what it computes are its own affair.
+
+    Returns:
+        The number.
     """
     with _DEFAULT:
         return torch.get_num_threads()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float64, Int64, Real
 from torch import Tensor
 
 from bnmlp.machine.modes import outside_modes
@@ -10,7 +11,7 @@ from bnmlp.machine.threads import map_in_threads
 
 
 @outside_modes
-def isometry_gap(x: Tensor) -> Tensor:
+def isometry_gap(x: Real[Tensor, "*batch d n"]) -> Float64[Tensor, "*batch"]:
     """Log-ratio of arithmetic to geometric mean of the squared singular values of ``x``.
 
     Zero exactly when the rows of ``x`` are orthogonal and equally long, infinite when they are
@@ -28,6 +29,15 @@ def isometry_gap(x: Tensor) -> Tensor:
 
     Raises:
         ValueError: If ``x`` has fewer than two axes, or holds a value that is not finite.
+
+    Examples:
+        Squared singular values of one and four have the means 5/2 and 2:
+
+        >>> gap = isometry_gap(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        >>> round(gap.exp().item(), 12)
+        1.25
+        >>> isometry_gap(torch.ones(2, 2)).item()  # the control: dependent rows
+        inf
     """
     x = _checked(x, "isometry_gap")
     d, n = x.shape[-2:]
@@ -59,10 +69,16 @@ def _fill(gap: Tensor, where: Tensor, method: Callable[[Tensor], Tensor], x: Ten
 
 
 def _gap_by_series(x: Tensor) -> Tensor:
-    """Gap near isometry, nan where that is not near enough. Shape ``(m,)``.
+    """Gap near isometry, nan where that is not near enough.
 
     With the normalised Gram matrix I + E and Tr E = 0, the gap is -Tr log(I + E) / d, that is
     (Tr E^2 / 2 - Tr E^3 / 3 + Tr E^4 / 4 - ...) / d. What is left out is below 1e-9 of the sum.
+
+    Args:
+        x: Representations, float64. Shape ``(m, d, n)``.
+
+    Returns:
+        Gaps, float64. Shape ``(m,)``.
     """
     d = x.shape[-2]
     e = x @ x.mT
@@ -111,7 +127,7 @@ def _shares(x: Tensor) -> tuple[Tensor, Tensor]:
     return d * energy / energy.sum(-1, keepdim=True), _rank(s, x) == d
 
 
-def harmonic_gap(x: Tensor) -> Tensor:
+def harmonic_gap(x: Real[Tensor, "*batch d n"]) -> Float64[Tensor, "*batch"]:
     r"""Arithmetic over harmonic mean of the squared singular values of ``x``, less one.
 
     Zero, infinite and invariant as :func:`isometry_gap`, and never smaller. One layer with a Haar
@@ -126,6 +142,12 @@ def harmonic_gap(x: Tensor) -> Tensor:
 
     Raises:
         ValueError: If ``x`` has fewer than two axes, or holds a value that is not finite.
+
+    Examples:
+        Squared singular values of one and four: arithmetic mean 5/2, harmonic mean 8/5.
+
+        >>> round(harmonic_gap(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).item(), 12)  # 25/16 - 1
+        0.5625
     """
     x = _checked(x, "harmonic_gap").double()
     if x.shape[-2] > x.shape[-1]:
@@ -135,7 +157,7 @@ def harmonic_gap(x: Tensor) -> Tensor:
     return torch.where(full, ((ratio - 1).square() / ratio).mean(-1), torch.inf)
 
 
-def orthogonality_gap(x: Tensor) -> Tensor:
+def orthogonality_gap(x: Real[Tensor, "*batch d n"]) -> Float64[Tensor, "*batch"]:
     r"""Distance of the normalised Gram matrix of the rows of ``x`` from the identity's.
 
     :math:`\lVert XX^\top/\lVert X\rVert_F^2 - I_d/d\rVert_F`: zero exactly when the rows are
@@ -149,6 +171,12 @@ def orthogonality_gap(x: Tensor) -> Tensor:
 
     Raises:
         ValueError: If ``x`` has fewer than two axes, is zero, or holds a value that is not finite.
+
+    Examples:
+        >>> orthogonality_gap(3 * torch.eye(4)).item()
+        0.0
+        >>> round(orthogonality_gap(torch.ones(2, 2)).item() ** 2, 12)  # of rank one: 1 - 1/d
+        0.5
     """
     s = _singular_values(x, "orthogonality_gap")
     d = x.shape[-2]
@@ -160,7 +188,7 @@ def orthogonality_gap(x: Tensor) -> Tensor:
     return ((share - 1 / d).square().sum(-1) + missing / d**2).sqrt()
 
 
-def numerical_rank(x: Tensor) -> Tensor:
+def numerical_rank(x: Real[Tensor, "*batch d n"]) -> Int64[Tensor, "*batch"]:
     r"""Number of singular values above :math:`\max(d, n)\,\varepsilon\, s_1` in float64.
 
     The entries are taken as exact, so float32 input is not blurred to float32's resolution.
@@ -173,6 +201,11 @@ def numerical_rank(x: Tensor) -> Tensor:
 
     Raises:
         ValueError: If ``x`` has fewer than two axes, or holds a value that is not finite.
+
+    Examples:
+        >>> row = torch.arange(1.0, 4.0)
+        >>> numerical_rank(torch.stack([torch.outer(row, row), torch.eye(3)])).tolist()
+        [1, 3]
     """
     return _rank(_singular_values(x, "numerical_rank"), x)
 

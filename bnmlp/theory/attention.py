@@ -131,6 +131,14 @@ def _score_gradients(a: Tensor, f: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 
     From query i the output moves by sum_j A_ij (k_j . dq_i) (v_j - y_i), with the covariance
     F_jj' - (A F)_ij' - (A F)_i'j + (A F A^T)_ii' of v_j - y_i and v_j' - y_i'.
+
+    Args:
+        a: Attention. Shape ``(..., T, T)``.
+        f: Gram matrices of the gradients behind attention. Shape ``(..., T, T)``.
+        p: Gram matrix of what attention reads. Shape ``(..., T, T)``.
+
+    Returns:
+        Of the queries, of the keys.
     """
     af = a @ f
     afa = af @ a.mT

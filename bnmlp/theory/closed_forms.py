@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
@@ -25,6 +26,16 @@ def haar_moment(entries: Sequence[tuple[int, int]], width: int) -> float:
 
     Raises:
         ValueError: If there are more than four entries or an index is outside the matrix.
+
+    Examples:
+        A row has unit length, and an entry's square is less than independent of its neighbour's:
+
+        >>> haar_moment([(0, 0), (0, 0)], 10)
+        0.1
+        >>> same = haar_moment([(0, 0)] * 4, 10)  # 3 / (d (d + 2))
+        >>> beside = haar_moment([(0, 0), (0, 0), (0, 1), (0, 1)], 10)
+        >>> round(10 * (same + 9 * beside), 12)  # the squared length of a row, squared
+        1.0
     """
     if len(entries) > 4:
         raise ValueError(f"haar_moment: at most four entries, got {len(entries)}")
@@ -49,7 +60,9 @@ def _pairings(index: Sequence[int]) -> list[int]:
     return [p for p, a, b in partners if index[0] == index[p] and index[a] == index[b]]
 
 
-def expected_gap_change(eigenvalues: Tensor | np.ndarray | Sequence[float]) -> Tensor:
+def expected_gap_change(
+    eigenvalues: Float[Tensor, "*batch d"] | Float[np.ndarray, "*batch d"] | Sequence[float],
+) -> Float64[Tensor, "*batch"]:
     r"""Expected change of the isometry gap in one layer with a Haar matrix.
 
     :math:`\E[\phi(\mathrm{BN}(WX))\mid X]-\phi(X) = \E\log\sum_k\lambda_k g_k^2 -
@@ -66,6 +79,12 @@ def expected_gap_change(eigenvalues: Tensor | np.ndarray | Sequence[float]) -> T
 
     Raises:
         ValueError: If an eigenvalue is negative or not finite, or all of a spectrum are zero.
+
+    Examples:
+        >>> abs(expected_gap_change([1.0, 1.0, 1.0]).item())  # an isometry stays one
+        0.0
+        >>> round(expected_gap_change([0.0, 1.0]).exp().item(), 6)  # of rank one, in the plane
+        0.5
     """
     values = torch.as_tensor(eigenvalues, dtype=torch.float64)
     if values.ndim == 0 or not values.isfinite().all() or (values < 0).any():
@@ -111,13 +130,25 @@ def gap_decay_factor(width: int) -> float:
 
     Raises:
         ValueError: If ``width`` is below 1.
+
+    Examples:
+        >>> gap_decay_factor(8)
+        0.8
+
+        Half a gap is left after about 0.35 d layers:
+
+        >>> round(math.log(0.5) / math.log(gap_decay_factor(1000)) / 1000, 2)
+        0.35
     """
     if width < 1:
         raise ValueError(f"gap_decay_factor: width must be at least 1, got {width}")
     return width / (width + 2)
 
 
-def spectrum_flow(eigenvalues: np.ndarray | Sequence[float], layers: Sequence[float]) -> np.ndarray:
+def spectrum_flow(
+    eigenvalues: Float[np.ndarray, " d"] | Sequence[float],
+    layers: Float[np.ndarray, " layers"] | Sequence[float],
+) -> Float64[np.ndarray, "layers d"]:
     r"""Eigenvalues of :math:`XX^\top` deeper in the network, in the limit of large width.
 
     Solves :eq:`spectrum-flow`, which closes the exact expectation of one layer by replacing
@@ -132,14 +163,18 @@ def spectrum_flow(eigenvalues: np.ndarray | Sequence[float], layers: Sequence[fl
 
     Raises:
         ValueError: If an eigenvalue is not positive and finite, or layers decrease.
+
+    Examples:
+        >>> spectrum_flow([0.5, 1.5], [0, 40]).round(3).tolist()
+        [[0.5, 1.5], [1.0, 1.0]]
     """
-    start, layers = np.sort(np.asarray(eigenvalues, float)), np.asarray(layers, float)
+    start, depths = np.sort(np.asarray(eigenvalues, float)), np.asarray(layers, float)
     if start.ndim != 1 or not np.isfinite(start).all() or start[0] <= 0:
         raise ValueError("spectrum_flow: eigenvalues must be positive and finite, of shape (d,)")
-    if layers.size == 0 or layers[0] < 0 or (np.diff(layers) < 0).any():
+    if depths.size == 0 or depths[0] < 0 or (np.diff(depths) < 0).any():
         raise ValueError("spectrum_flow: layers must not be negative nor decrease")
     d = len(start)
-    times = layers / (d + 2)
+    times = depths / (d + 2)
     solution = solve_ivp(
         lambda _, logs: _flow_of_logarithms(logs),
         (0, max(times[-1], 1e-9)),
@@ -179,6 +214,12 @@ def amplification_budget(first_gap: float, last_gap: float = 0.0) -> float:
 
     Raises:
         ValueError: If a gap is negative or nan.
+
+    Examples:
+        >>> amplification_budget(3.0, last_gap=1.0)
+        1.0
+        >>> amplification_budget(math.inf)
+        inf
     """
     if not (first_gap >= 0 and last_gap >= 0):
         raise ValueError(f"amplification_budget: gaps are not negative: {first_gap}, {last_gap}")
@@ -189,8 +230,8 @@ def expected_gradient_energy(
     antisymmetric: float | np.ndarray,
     symmetric: float | np.ndarray,
     width: int,
-    steps: int | np.ndarray,
-) -> np.ndarray:
+    steps: int | np.ndarray | Sequence[int],
+) -> np.ndarray | np.float64:
     r"""Expected squared gradient norm in the isometric phase, :eq:`gradient-energy`.
 
     :math:`\lVert A\rVert^2 + \lVert S\rVert^2 (d/(d+2))^{k+1}` for the weights k layers before
@@ -205,6 +246,12 @@ def expected_gradient_energy(
 
     Returns:
         Expected squared norms, in the broadcast shape of the arguments.
+
+    Examples:
+        The symmetric part fades and the antisymmetric part stays:
+
+        >>> expected_gradient_energy(1.0, 4.0, width=2, steps=[0, 1, 100]).round(9).tolist()
+        [3.0, 2.0, 1.0]
     """
     decay = gap_decay_factor(width) ** (np.asarray(steps, float) + 1)
     return np.asarray(antisymmetric, float) + np.asarray(symmetric, float) * decay
@@ -228,6 +275,13 @@ def explosion_rate_bounds(width: int, rank: int) -> tuple[float, float]:
 
     Raises:
         ValueError: If ``rank`` is below 3 or above ``width``.
+
+    Examples:
+        >>> low, high = explosion_rate_bounds(width=100, rank=50)
+        >>> 0 < low < high
+        True
+        >>> explosion_rate_bounds(width=100, rank=100)[1]  # full rank: no growth
+        0.0
     """
     if not 3 <= rank <= width:
         raise ValueError(f"explosion_rate_bounds: rank must lie in 3..{width}, got {rank}")
@@ -250,6 +304,12 @@ def stationary_spread(width: int, rank: int) -> float:
 
     Raises:
         ValueError: If ``rank`` is below 1 or above ``width``.
+
+    Examples:
+        >>> stationary_spread(width=100, rank=100)
+        0.0
+        >>> stationary_spread(width=100, rank=50) == 2 * 0.5 / (0.5 * 1.5)
+        True
     """
     if not 1 <= rank <= width:
         raise ValueError(f"stationary_spread: rank must lie in 1..{width}, got {rank}")
@@ -278,6 +338,15 @@ def gaussian_explosion_rate(
     Raises:
         ValueError: If the batch is too small for the rate to be finite, or for ReLU without mean
             reduction, whose samples collapse onto one direction instead.
+
+    Examples:
+        Mean reduction costs one sample:
+
+        >>> gaussian_explosion_rate(11) == gaussian_explosion_rate(10, center=False)
+        True
+        >>> limit = 0.5 * math.log(math.pi / (math.pi - 1))  # of ReLU in large batches
+        >>> round(gaussian_explosion_rate(10**6, activation="relu") - limit, 4)
+        0.0
     """
     if activation not in ("identity", "relu") or (activation == "relu" and not center):
         raise ValueError(

@@ -10,9 +10,19 @@ from bnmlp.layers.activations import ACTIVATIONS
 
 
 def relu_kernel(c: Tensor) -> Tensor:
-    """Mean product of ReLUs of normal variables with this covariance. Shape ``(..., N, N)``.
+    """Mean product of ReLUs of normal variables with this covariance.
 
-    Nan where a variance is zero.
+    Args:
+        c: Covariance. Shape ``(..., N, N)``.
+
+    Returns:
+        Means; nan where a variance is zero. Shape ``(..., N, N)``.
+
+    Examples:
+        Half of the mean square is left, and of independent variables the square of the mean:
+
+        >>> (math.pi * relu_kernel(torch.eye(2, dtype=torch.float64))).tolist()
+        [[1.5707963267948966, 0.5], [0.5, 1.5707963267948966]]
     """
     r = correlation(c)
     angle = r.arccos()
@@ -57,6 +67,12 @@ def gaussian_mean(function: Callable[[Tensor], Tensor], variance: float = 1.0) -
 
     Raises:
         ValueError: If the variance is negative or not finite.
+
+    Examples:
+        >>> round(gaussian_mean(lambda x: x**4, variance=2), 9)  # 3 q^2
+        12.0
+        >>> abs(gaussian_mean(torch.abs) - math.sqrt(2 / math.pi)) < 1e-12
+        True
     """
     if not (variance >= 0 and math.isfinite(variance)):
         raise ValueError(f"gaussian_mean: variance must be finite and >= 0, got {variance}")
@@ -72,6 +88,14 @@ def gaussian_product(function: Callable[[Tensor], Tensor], q: float, c: float) -
 
     Both have variance :math:`q` and correlation :math:`c`. Trapezoidal rule on a grid as fine as
     the function is steep: exact to rounding for smooth functions, to about 1e-4 for kinks.
+
+    Args:
+        function: Acts on each entry of a float64 tensor.
+        q: :math:`q`.
+        c: :math:`c`.
+
+    Returns:
+        The mean of the product.
 
     Raises:
         ValueError: If the variance is negative or above 1e4, or the correlation outside [-1, 1].
@@ -90,6 +114,12 @@ def gaussian_product(function: Callable[[Tensor], Tensor], q: float, c: float) -
 
 def elementwise(activation: Activation) -> Callable[[Tensor], Tensor]:
     """The function behind a name in ``bnmlp.ACTIVATIONS``; a function stays itself.
+
+    Args:
+        activation: A name or a function.
+
+    Returns:
+        The function.
 
     Raises:
         ValueError: If the name is unknown.

@@ -87,6 +87,14 @@ def fixed_length(
     For activations whose length map is concave, as of tanh or ReLU: such a map has at most one
     fixed point besides zero, and it is stable.
 
+    Args:
+        activation: As in :func:`length_map`.
+        weight_variance: :math:`\sigma_w^2`.
+        bias_variance: :math:`\sigma_b^2`.
+
+    Returns:
+        Mean squared pre-activation in deep layers.
+
     Raises:
         ValueError: If lengths grow without bound or beyond 1e8, or an argument is refused by
             :func:`length_map`.
@@ -121,6 +129,9 @@ def chi(activation: Activation, q: float, weight_variance: float, order: int = 1
             lie on either side of a kink.
         weight_variance: :math:`\sigma_w^2`.
         order: :math:`k`.
+
+    Returns:
+        :math:`\chi_k`.
 
     Raises:
         ValueError: If the activation is unknown or a variance is negative or not finite.
@@ -202,6 +213,9 @@ def correlation_map(
         weight_variance: :math:`\sigma_w^2`.
         bias_variance: :math:`\sigma_b^2`.
 
+    Returns:
+        Correlation one layer deeper.
+
     Raises:
         ValueError: If the length is zero or the correlation outside [-1, 1], or an argument is
             refused by :func:`length_map` or :func:`gaussian_product`.
@@ -227,6 +241,14 @@ def fixed_correlation(
     the map is a power series in :math:`c` with positive coefficients, and fixes 0 and 1. Just above
     the critical point, where :math:`1-c^*<10^{-5}` drowns in rounding, to first order in
     :math:`\chi_1-1`; 1 where that is zero to rounding.
+
+    Args:
+        activation: As in :func:`length_map`.
+        weight_variance: :math:`\sigma_w^2`.
+        bias_variance: :math:`\sigma_b^2`.
+
+    Returns:
+        Correlation in deep layers.
 
     Raises:
         ValueError: As :func:`fixed_length` and :func:`correlation_map`.
@@ -259,6 +281,14 @@ def _distance_above_critical(activation: Activation, q: float, weight_variance: 
     Near one the correlation map is
     :math:`1 - \chi_1(1-c) + \frac12 q^*\chi_2(1-c)^2`, so :math:`1-c^* = 2(\chi_1-1)/(q^*\chi_2)`,
     where its slope is :math:`2-\chi_1`.
+
+    Args:
+        activation: As in :func:`length_map`.
+        q: :math:`q^*`.
+        weight_variance: :math:`\sigma_w^2`.
+
+    Returns:
+        Distance of :math:`c^*` from one.
     """
     bend = q * chi(activation, q, weight_variance, order=2)
     return 2 * (chi(activation, q, weight_variance) - 1) / bend if bend else math.inf

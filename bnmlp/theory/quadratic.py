@@ -45,8 +45,8 @@ def expected_losses(
         (shrink, -keep * one, zero),
         ((1 - a) * shrink, -(1 - a) * keep * one, a * one),
     )
-    rows = [torch.stack((velocity, weight, mean), -1) for weight, velocity, mean in rows]
-    transition = torch.stack(rows, -2)  # (K, 3, 3)
+    stacked = [torch.stack((velocity, weight, mean), -1) for weight, velocity, mean in rows]
+    transition = torch.stack(stacked, -2)  # (K, 3, 3)
     kick = torch.tensor([1, -learning_rate, -(1 - a) * learning_rate], dtype=torch.float64)
     kicks = noise[:, None, None] * kick[:, None] * kick
     moments = torch.zeros(len(h), 3, 3, dtype=torch.float64)

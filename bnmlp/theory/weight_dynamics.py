@@ -8,6 +8,7 @@ can only lengthen the weights, and what a step changes is set by
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,15 @@ def next_rate(rate: Tensor, learning_rate: float | Tensor) -> Tensor:
     Args:
         rate: :math:`E`, of any shape.
         learning_rate: :math:`\lambda`.
+
+    Returns:
+        :math:`E'`, in the shape of the rates.
+
+    Examples:
+        At the largest learning rate that pays, :math:`\lambda E = 1`, a step halves the rate:
+
+        >>> next_rate(torch.tensor([4.0, 1.0]), 0.25).tolist()
+        [2.0, 0.9411764740943909]
     """
     return rate / (1 + (learning_rate * rate) ** 2)
 
@@ -35,6 +45,16 @@ def rate_after(rate: Tensor, learning_rate: float, steps: float) -> Tensor:
         rate: :math:`E_0`, of any shape.
         learning_rate: :math:`\lambda`.
         steps: :math:`t`.
+
+    Returns:
+        :math:`E(t)`, in the shape of the rates.
+
+    Examples:
+        Rates a hundred apart forget where they began:
+
+        >>> late = rate_after(torch.tensor([0.1, 10.0]), 1.0, steps=10**6)
+        >>> round((late[1] / late[0]).item(), 4)
+        1.0
     """
     return rate / torch.sqrt(1 + 2 * steps * (learning_rate * rate) ** 2)
 
@@ -112,16 +132,16 @@ def random_walk(
     if min(elements) < 2:
         raise ValueError(f"random_walk: layers need at least two weights, got {min(elements)}")
     place = norms.device if generator is None else generator.device
-    kind = {"dtype": torch.float64, "generator": generator, "device": place}
+    normal = partial(torch.randn, dtype=torch.float64, generator=generator, device=place)
     weights = []
     for n, norm in zip(elements, norms.tolist(), strict=True):
-        w = torch.randn(n, **kind)
+        w = normal(n)
         weights.append(w * (norm / w.norm()))
     velocities = [torch.zeros_like(w) for w in weights]
     lengths = [torch.stack([w.norm() for w in weights])]
     for learning_rate in learning_rates:
         for w, v, base in zip(weights, velocities, base_norms.tolist(), strict=True):
-            g = torch.randn(len(w), **kind)
+            g = normal(len(w))
             g -= (g @ w) / (w @ w) * w
             g *= base / (w.norm() * g.norm())
             v.mul_(momentum).add_(g + weight_decay * w)
@@ -180,6 +200,9 @@ def equilibrium_rate(learning_rate: float, weight_decay: float, momentum: float 
         learning_rate: :math:`\lambda`.
         weight_decay: :math:`\gamma`.
         momentum: :math:`\beta`, of the heavy ball.
+
+    Returns:
+        The rate.
 
     Raises:
         ValueError: If learning rate or weight decay is not positive, or the momentum not in [0, 1).

@@ -21,6 +21,9 @@ def settings(root: Path) -> tuple[object, ...]:
 
     Args:
         root: Folder of ``_config.yml``.
+
+    Returns:
+        Values, whose ``repr`` tells them apart.
     """
     from bnmlp.machine.settings import base_seed, scale
 
@@ -55,10 +58,13 @@ class Keys:
         self.found: dict[Path, str | None] = {}
 
     def key(self, page: Path) -> str | None:
-        """The key of a page; None if it has no code.
+        """The key of a page.
 
         Args:
             page: Its source.
+
+        Returns:
+            The key; None if the page has no code.
         """
         if page not in self.found:
             self.found[page] = self._key(page)

@@ -74,6 +74,9 @@ class Package:
 
         Args:
             code: Source of the program.
+
+        Returns:
+            Their places.
         """
         tree = ast.parse(code)
         names: dict[str, Place] = {}
@@ -161,6 +164,9 @@ class Package:
         Args:
             code: Source of the program.
             without: Modules that do not count.
+
+        Returns:
+            SHA-256, in hexadecimal.
         """
         found = hashlib.sha256()
         for place in sorted(self.reached(code)):
@@ -197,6 +203,9 @@ def data_files(code: str, folder: Path, slug: str) -> list[Path]:
         code: Source of the chapter.
         folder: Folder of all stored results.
         slug: Name of the chapter.
+
+    Returns:
+        The files, without programs.
     """
     strings = {n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant)}
     named = {s.split("/")[0] for s in strings if isinstance(s, str) and "/" in s}

@@ -137,8 +137,17 @@ def cached_result(notebook: NotebookNode, page: Path, path: Path) -> Result:
     Captions and tags are part of what the cache matches, but not of the code: where they differ,
     the outputs are stored anew beside them.
 
+    Args:
+        notebook: The notebook.
+        page: Its source.
+        path: Folder of the cache.
+
+    Returns:
+        The result.
+
     Raises:
-        Exception: If there is no such cache or it is damaged.
+        FileNotFoundError: If there is no such cache.
+        Exception: If it is damaged.
     """
     if not path.is_dir():
         raise FileNotFoundError(path)

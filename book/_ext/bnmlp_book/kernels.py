@@ -42,6 +42,9 @@ class Nursery:
             environment: All its variables.
             folder: Where it runs.
 
+        Returns:
+            The number.
+
         Raises:
             RuntimeError: If the process has ended.
         """

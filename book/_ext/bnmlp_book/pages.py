@@ -28,6 +28,16 @@ def outdated(app: Sphinx, env, added, changed, removed) -> list[str]:
     """Pages to read again: those with other results, and those that show what others measured.
 
     A build that changes nothing leaves them as they are.
+
+    Args:
+        app: Sphinx.
+        env: Its environment.
+        added: New pages.
+        changed: Pages whose source differs.
+        removed: Pages that are gone.
+
+    Returns:
+        Names of pages.
     """
     for name in removed:
         results(env).pop(name, None)

@@ -66,6 +66,9 @@ def summary(report: dict, site: Path, seconds: float | None = None) -> str:
         report: What :func:`write` stored.
         site: Folder of the built pages.
         seconds: How long the build took.
+
+    Returns:
+        Lines of text.
     """
     pages = report["pages"]
     states = [page["state"] for page in pages]
@@ -109,6 +112,12 @@ def problems(report: dict) -> list[str]:
 
 def read(site: Path) -> dict:
     """The report of the finished build in a folder.
+
+    Args:
+        site: Folder of the built pages.
+
+    Returns:
+        What :func:`write` stored.
 
     Raises:
         SystemExit: If there is none.

@@ -93,6 +93,12 @@ def commit(root: Path) -> str:
     """The commit checked out in ``root``, and whether files differ from it.
 
     A repository around ``root`` is not asked: its commits say nothing of this book.
+
+    Args:
+        root: The clone.
+
+    Returns:
+        Name of the commit, marked where files differ; ``"unknown"`` without one.
     """
     inside = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
     try:
