@@ -15,7 +15,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test audit lint format check serve clean
+.PHONY: help book test coverage audit lint format check serve clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -40,6 +40,10 @@ test: $(INSTALLED) $(NOTEBOOKS)  ## run unit tests, doctests and every chapter a
 	BNMLP_SCALE=smoke $(ONE_THREAD) $(BIN)/python -m pytest -m "not built" $(PARALLEL) --nbmake \
 	  tests bnmlp $(NOTEBOOKS)
 
+coverage: $(INSTALLED)  ## which lines and branches of the package the unit tests and doctests reach
+	BNMLP_SCALE=smoke $(ONE_THREAD) $(BIN)/python -m pytest -m "not built" $(PARALLEL) \
+	  --cov --cov-report=term tests bnmlp
+
 check: $(INSTALLED)  ## be strict with the built book: claims, failures, warnings, links, every page in Chromium
 	@$(BOOK) check
 	$(BIN)/python -m pytest $(PARALLEL) tests/test_built_html.py tests/test_browser.py
@@ -47,9 +51,10 @@ check: $(INSTALLED)  ## be strict with the built book: claims, failures, warning
 audit: $(INSTALLED)  ## measure every claim under other seeds, threads, instruction sets (hours; goes on)
 	@$(BOOK).audit $(if $(MUTATE),--mutate)
 
-lint: $(INSTALLED)  ## check style and docstrings
+lint: $(INSTALLED)  ## check style, docstrings and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)  ## format the code
 	$(BIN)/ruff check --fix .
@@ -59,4 +64,4 @@ serve: book  ## build the book and serve it at http://localhost:8000 (PORT=…)
 	$(BIN)/python -m http.server --directory _build/html $(PORT)
 
 clean:  ## remove everything built, execution cache included; .venv stays
-	rm -rf _build .notebooks .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build .notebooks .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage dist build
