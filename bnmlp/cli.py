@@ -1,16 +1,18 @@
 """The ``bnmlp`` command: train, run, status, data."""
 
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import pandas as pd
 import typer
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from bnmlp.data.datasets import load_dataset
 from bnmlp.data.sources import LOADERS, fetch_command
@@ -18,6 +20,7 @@ from bnmlp.machine.storage import StorageError, parse_json, reason
 from bnmlp.training.configuration import TrainingRun, complaints
 from bnmlp.training.folder import read_metrics, read_run, read_status, run_folders
 from bnmlp.training.loop import train as train_run
+from bnmlp.training.networks import NETWORKS
 from bnmlp.training.sweep import read_runs, train_all
 
 app = typer.Typer(
@@ -103,13 +106,19 @@ def get_data(
 
 
 def _train(
-    directory: Path | None, root: Path | None, config: Path | None, **fields: object
+    directory: Path | None,
+    root: Path | None,
+    config: Path | None,
+    argument: list[str] | None,
+    **fields: object,
 ) -> None:
     """Train one run in its folder, or go on with it."""
     with _plain_errors():
         given = {k: v for k, v in fields.items() if v is not None and v != []}
         if config is not None:
             given = _fields(config) | given
+        if argument:
+            given["options"] = given.get("options", {}) | dict(map(_argument, argument))
         described = TrainingRun(**given)
         folder = directory or Path("runs") / described.name
         progress = None if sys.stderr.isatty() else _say
@@ -124,6 +133,17 @@ def _train(
         for note in status.get("unmeasured", []):
             typer.echo(f"not measured: {note}")
         typer.echo(f"results in {folder}")
+
+
+def _argument(text: str) -> tuple[str, object]:
+    """Name and value of ``name=value``; the value as JSON if it is, or else as text."""
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise ValueError(f"--argument: expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _fields(config: Path) -> dict[str, object]:
@@ -141,10 +161,42 @@ def _options() -> list[inspect.Parameter]:
         _option("config", Path | None, "JSON of a run; options given here override it", False),
     ]
     for name, field in TrainingRun.model_fields.items():
-        type_ = _plain_type(field.annotation) | None
+        if name == "options":
+            text = "NAME=VALUE for the function that makes a network of your own"
+            parameters.append(_option("argument", list[str] | None, text, False))
+            continue
         default = False if field.default in (None, ()) else str(field.default)
-        parameters.append(_option(name, type_, field.description, default))
+        kinds = (
+            field,
+            *(k.model_fields[name] for k in NETWORKS.values() if name in k.model_fields),
+        )
+        type_ = _common_type([_plain_type(kind.annotation) for kind in kinds])
+        parameters.append(
+            _option(name, type_ | None, field.description + _elsewhere(name), default)
+        )
+    for name, field in _fields_of_networks().items():
+        if name not in TrainingRun.model_fields:
+            type_, text = _plain_type(field.annotation) | None, _elsewhere(name).strip(" ;")
+            parameters.append(_option(name, type_, text, False))
     return parameters
+
+
+def _fields_of_networks() -> dict[str, FieldInfo]:
+    """Fields of networks other than the book's own, of each name the first."""
+    found: dict[str, FieldInfo] = {}
+    for kind in NETWORKS.values():
+        found = dict(kind.model_fields) | found
+    return found
+
+
+def _elsewhere(name: str) -> str:
+    """What a field means for other networks, with its defaults."""
+    told: dict[str, list[str]] = {}
+    for kind, options in NETWORKS.items():
+        if name in options.model_fields:
+            field = options.model_fields[name]
+            told.setdefault(f"{field.description}, default {field.default}", []).append(kind)
+    return "".join(f"; {', '.join(kinds)}: {text}" for text, kinds in told.items())
 
 
 def _option(name: str, type_: object, text: str, default: str | bool) -> inspect.Parameter:
@@ -152,6 +204,13 @@ def _option(name: str, type_: object, text: str, default: str | bool) -> inspect
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
+
+
+def _common_type(types: list[object]) -> object:
+    """The first type, or all choices where types are lists of them."""
+    if all(get_origin(type_) is Literal for type_ in types):
+        return Literal[tuple(dict.fromkeys(choice for t in types for choice in get_args(t)))]
+    return types[0]
 
 
 def _plain_type(annotation: object) -> object:

@@ -584,7 +584,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
         ("status.json", b'{"state": "done"}', "without epoch, seconds, stopped"),
         ("status.json", b"[" * 100_000, "recursion"),
         ("status.json", b"\xff", "decode"),
-        ("run.json", b"[1]", "run: Input should be an object"),
+        ("run.json", b"[1]", "Input should be an object"),
         ("run.json", b'{"depth": "deep"}', "depth: Input should be a valid integer"),
         ("run.json", b"\xff", "decode"),
         ("metrics.csv", b"", "No columns"),

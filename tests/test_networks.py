@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnmlp import BNMLP, evaluate, gradient_norms, recalibrate
-from bnmlp.measurements.evaluation import STATISTICS, averages_without_start, averaging
+from bnmlp.measurements.evaluation import STATISTICS, averages_without_start
 from bnmlp.measurements.rates import effective_rates
 from bnmlp.networks.convolutional import ResNet, simple_cnn
 from bnmlp.networks.losses import matrix_gradients
-from bnmlp.networks.protocol import as_network, averages_kept, batch_of, stacked
+from bnmlp.networks.protocol import as_network, averages_kept, averaging, batch_of, stacked
 from bnmlp.networks.replicas import read_replica, subset, write_replica
 from bnmlp.networks.skip import SkipMLP
 from bnmlp.networks.transformer import Transformer
@@ -269,6 +269,15 @@ def test_averages_are_kept_also_after_an_error(case):
         network(x[0])
         raise RuntimeError("stop")
     assert same(before, network)
+
+
+def test_dropout_is_off_in_measurements():
+    torch.manual_seed(0)
+    network, x, y = copies(Own, 1), torch.randn(N, 16), torch.randint(CLASSES, (N,))
+    once, again = (matrix_gradients(network, x, y) for _ in range(2))
+    assert all(torch.equal(once[0][name], again[0][name]) for name in once[0])
+    assert all(module.training for module in network.modules())
+    assert not torch.equal(network(x), network(x)), "the control: in training it is on"
 
 
 def test_networks_that_differ_in_shape_are_not_stacked():

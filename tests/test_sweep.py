@@ -298,7 +298,7 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "half.json").write_text('{"depth": ')
     for options, message in (
-        (["--name", ".."], "bnmlp: name: Value error, .. cannot name a folder"),
+        (["--name", ".."], "bnmlp: name: .. cannot name a folder"),
         (["--config", tmp_path / "list.json"], "list.json: expected the fields of one run"),
         (["--config", tmp_path / "half.json"], "half.json is no JSON"),
         (["--config", tmp_path / "none.json"], "No such file"),

@@ -5,9 +5,12 @@ sample depends on its batch, so gradients of single samples do not exist: gradie
 their place.
 """
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -31,13 +34,21 @@ from bnmlp.measurements.noise import (
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import Logits, refuse_several
 
+if TYPE_CHECKING:
+    from curvlinops import GGNLinearOperator, HessianLinearOperator
+
 QUANTITIES = ("hessian", "covariance", "gradient", "overlap", "weights", "loss")
 
-with warnings.catch_warnings():
-    # Of torch.jit, which a dependency uses, and PyTorch itself for forward-mode derivatives.
-    warnings.simplefilter("ignore", FutureWarning)
-    import torch._decomp.decompositions_for_jvp
-    from curvlinops import GGNLinearOperator, HessianLinearOperator, lanczos_approximate_spectrum
+
+@functools.cache
+def _curvlinops() -> ModuleType:
+    """The library of operators, which takes a second to import."""
+    with warnings.catch_warnings():
+        # Of torch.jit, which it uses, and PyTorch itself for forward-mode derivatives.
+        warnings.simplefilter("ignore", FutureWarning)
+        import curvlinops
+        import torch._decomp.decompositions_for_jvp  # noqa: F401
+    return curvlinops
 
 
 class _LogitsForHessian(Logits):
@@ -72,7 +83,7 @@ class _AffineApart(TorchFunctionMode):
         return y
 
 
-def hessian(model: nn.Module, batches: Batches) -> HessianLinearOperator:
+def hessian(model: nn.Module, batches: Batches) -> "HessianLinearOperator":
     """Hessian of the mean cross entropy in all parameters, as a linear operator.
 
     Args:
@@ -88,12 +99,12 @@ def hessian(model: nn.Module, batches: Batches) -> HessianLinearOperator:
         ValueError: If the model has several replicas or computes something else at each call, as
             dropout does, or if batches differ in size or labels do not fit.
     """
-    return _operator(HessianLinearOperator, _LogitsForHessian, model, batches)
+    return _operator("HessianLinearOperator", _LogitsForHessian, model, batches)
 
 
-def gauss_newton(model: nn.Module, batches: Batches) -> GGNLinearOperator:
+def gauss_newton(model: nn.Module, batches: Batches) -> "GGNLinearOperator":
     """Generalised Gauss-Newton matrix of the mean cross entropy, as :func:`hessian`."""
-    return _operator(GGNLinearOperator, Logits, model, batches)
+    return _operator("GGNLinearOperator", Logits, model, batches)
 
 
 @outside_modes
@@ -120,12 +131,12 @@ def flat(parts: Iterable[Tensor]) -> Tensor:
 
 @outside_modes
 def _operator(
-    kind: type, logits: type, model: nn.Module, batches: Batches
-) -> HessianLinearOperator:
+    kind: str, logits: type, model: nn.Module, batches: Batches
+) -> "HessianLinearOperator":
     batches, module = sound_batches(model, batches), logits(model)
     # The library's own check of determinism costs several products and takes rounding in float32
     # for noise; ours is a test.
-    return kind(
+    return getattr(_curvlinops(), kind)(
         module, nn.CrossEntropyLoss(), list(module.parameters()), batches,
         check_deterministic=False, num_data=sum(len(x) for x, _ in batches),
     )  # fmt: skip
@@ -133,7 +144,7 @@ def _operator(
 
 @outside_modes
 def spectrum_ends(
-    operator: HessianLinearOperator, largest: int = 5, smallest: int = 2, tolerance: float = 1e-6
+    operator: "HessianLinearOperator", largest: int = 5, smallest: int = 2, tolerance: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     """Extreme eigenvalues of a symmetric operator and their eigenvectors, by Lanczos.
 
@@ -212,7 +223,7 @@ def scaled_largest(model: BNMLP, batches: Batches, tolerance: float = 1e-4) -> T
 
 @outside_modes
 def spectral_density(
-    operator: HessianLinearOperator, *, vectors: int = 50, repeats: int = 3, points: int = 512
+    operator: "HessianLinearOperator", *, vectors: int = 50, repeats: int = 3, points: int = 512
 ) -> tuple[Tensor, Tensor]:
     """Density of the eigenvalues of a symmetric operator, by stochastic Lanczos quadrature.
 
@@ -228,7 +239,7 @@ def spectral_density(
     high, low = spectrum_ends(operator, 1, 1, tolerance=1e-2)[0].tolist()
     with kept_randomness(operator.device):
         torch.manual_seed(seed_of(0))
-        return lanczos_approximate_spectrum(
+        return _curvlinops().lanczos_approximate_spectrum(
             operator, vectors, num_points=points, num_repeats=repeats, boundaries=(low, high)
         )
 

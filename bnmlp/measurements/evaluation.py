@@ -15,7 +15,14 @@ from bnmlp.machine.modes import outside_modes
 from bnmlp.machine.precision import float64
 from bnmlp.networks.engine import activate, is_one
 from bnmlp.networks.mlp import BNMLP
-from bnmlp.networks.protocol import Network, as_network, averages_kept, class_labels, labels_like
+from bnmlp.networks.protocol import (
+    Network,
+    as_network,
+    averages_kept,
+    averaging,
+    class_labels,
+    labels_like,
+)
 
 STATISTICS = ("batch", "running", "recalibrated")
 CHUNK = 1000  # samples that pass through the layers together
@@ -166,11 +173,6 @@ def population_statistics(model: BNMLP, x: Tensor, batch_size: int) -> tuple[Ten
 
     _last_representation(model, x, normalize)
     return means, variances
-
-
-def averaging(network: nn.Module) -> list[nn.Module]:
-    """The modules that keep running averages of batches."""
-    return [m for m in network.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
 
 
 @contextlib.contextmanager

@@ -7,15 +7,21 @@ from torch.linalg import matrix_norm
 
 from bnmlp.measurements.gradients import NotFiniteError, gradient_norms
 from bnmlp.measurements.isometry import isometry_gap
+from bnmlp.measurements.rates import lengths
+from bnmlp.networks.losses import matrix_gradients
 from bnmlp.networks.mlp import BNMLP
+from bnmlp.networks.protocol import Network
 from bnmlp.networks.replicas import subset
 
 TOGETHER = 32  # layers whose gaps are computed at a time: enough for all threads, little memory
 
 
 @torch.no_grad()
-def layer_table(model: BNMLP, x: Tensor, y: Tensor, probe: Tensor) -> pd.DataFrame:
+def layer_table(model: Network, x: Tensor, y: Tensor, probe: Tensor) -> pd.DataFrame:
     """Gaps, gradient norms and weight norms of every normalised layer.
+
+    Of a network that is no BNMLP, these and the effective rate of every weight matrix, with its
+    name.
 
     Args:
         model: R networks.
@@ -31,6 +37,8 @@ def layer_table(model: BNMLP, x: Tensor, y: Tensor, probe: Tensor) -> pd.DataFra
         representations are not finite. Where a network's gradients leave the range of its type
         they are computed in float64, infinite beyond that, and nan if they have no value.
     """
+    if not isinstance(model, BNMLP):
+        return _matrix_table(model, x, y)
     hidden, first = model.hidden_weight, model.input_weight
     columns = {
         "weight_gap": torch.cat([_gap_or_nan(first)[None], _gap_or_nan(hidden)]),
@@ -43,6 +51,23 @@ def layer_table(model: BNMLP, x: Tensor, y: Tensor, probe: Tensor) -> pd.DataFra
         [range(1, model.depth + 1), range(model.replicas)], names=["layer", "replica"]
     )
     return pd.DataFrame({k: v.flatten().cpu() for k, v in columns.items()}, index)
+
+
+def _matrix_table(network: Network, x: Tensor, y: Tensor) -> pd.DataFrame:
+    found, _ = matrix_gradients(network, x, y)
+    weights = network.weight_matrices()
+    columns = {
+        "weight_gap": torch.stack([_gap_or_nan(w.detach()) for w in weights.values()]),
+        "weight_norm": lengths(weights.values()),
+        "gradient_norm": lengths(found.values()),
+    }
+    columns["rate"] = columns["gradient_norm"] / columns["weight_norm"]
+    index = pd.MultiIndex.from_product(
+        [range(1, len(weights) + 1), range(network.replicas)], names=["layer", "replica"]
+    )
+    table = pd.DataFrame({k: v.flatten().cpu() for k, v in columns.items()}, index)
+    table.insert(0, "name", [name for name in weights for _ in range(network.replicas)])
+    return table
 
 
 def _stage_gaps(model: BNMLP, probe: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from bnmlp.machine.modes import ordinary, outside_modes
 from bnmlp.machine.precision import float64
-from bnmlp.networks.mlp import BNMLP
-from bnmlp.networks.protocol import Logits, class_labels
+from bnmlp.networks.protocol import Logits, averaging, class_labels
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
@@ -93,10 +92,7 @@ def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def ties_samples(model: nn.Module) -> bool:
     """Whether samples share the statistics of their batch."""
-    if isinstance(model, BNMLP):
-        return model.norm == "batch" and model.training
-    layers = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    return any(m.training for m in layers)
+    return any(module.training for module in averaging(model))
 
 
 def covariance_eigenvalues(gradients: Tensor, *, correction: int = 0) -> Tensor:

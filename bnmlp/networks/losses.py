@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnmlp.networks.mlp import BNMLP
-from bnmlp.networks.protocol import Network, averages_kept, batch_of
+from bnmlp.networks.protocol import Network, batch_of, without_dropout
 
 
 def scored_losses(network: Network, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def matrix_gradients(network: Network, x: Tensor, y: Tensor) -> tuple[dict[str, 
     """Gradients of each network's mean cross entropy in its weight matrices, and that loss.
 
     Args:
-        network: R networks; modes and averages stay as they are.
+        network: R networks; modes and averages stay as they are, dropout is off.
         x: Samples. Shape ``(n, ...)`` or ``(R, n, ...)``.
         y: Labels. Shape ``(n,)`` or ``(R, n)``.
 
@@ -63,7 +63,7 @@ def matrix_gradients(network: Network, x: Tensor, y: Tensor) -> tuple[dict[str, 
     Raises:
         ValueError: If samples and labels do not fit.
     """
-    with averages_kept(network):
+    with without_dropout(network):
         found, losses, _ = parameter_gradients(network, x, y)
     return network.weight_matrices(found), losses
 

@@ -114,17 +114,20 @@ class One(nn.Module):
 
     Args:
         module: Maps samples to logits.
+        sample_ndim: Axes of one sample, for batches ``(1, n, ...)``; if omitted, all that is given
+            is taken for a batch of the module.
     """
 
     replicas = 1
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, sample_ndim: int | None = None) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.sample_ndim = module, sample_ndim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(1, n, out)`` of samples ``(n, *s)``."""
-        return self.module(x).unsqueeze(0)
+        """Logits ``(1, n, out)`` of samples ``(n, *s)`` or ``(1, n, *s)``."""
+        own = self.sample_ndim is not None and x.ndim == self.sample_ndim + 2
+        return self.module(x[0] if own else x).unsqueeze(0)
 
     def weight_matrices(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """See :class:`Network`. Convolutions are one row for each channel that comes out."""
@@ -253,6 +256,11 @@ def layered_axis(name: str) -> int:
     return 0 if name in ("input_weight", "output_weight", "output_bias") else 1
 
 
+def averaging(network: nn.Module) -> list[nn.Module]:
+    """The modules that keep running averages of batches."""
+    return [m for m in network.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
+
+
 @contextlib.contextmanager
 def averages_kept(network: nn.Module, training: bool | None = None) -> Iterator[None]:
     """Leave modes and buffers as they were, also after an error.
@@ -273,6 +281,21 @@ def averages_kept(network: nn.Module, training: bool | None = None) -> Iterator[
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def without_dropout(network: nn.Module) -> Iterator[None]:
+    """Modes of a measurement: modules that keep averages stay in theirs, all others evaluate.
+
+    Args:
+        network: Any module; its buffers and modes are put back, also after an error.
+    """
+    with averages_kept(network):
+        normalizing = averaging(network)
+        for module in network.modules():
+            if module not in normalizing:
+                module.training = False
+        yield
 
 
 def _placed(value: Tensor, replicas: int) -> Tensor:

@@ -1,17 +1,20 @@
 """What decides the numbers of a training run, checked when it is written down."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
+from torch import Tensor
 
 from bnmlp.data.sources import LOADERS, SHAPES
 from bnmlp.layers.activations import ACTIVATIONS
@@ -20,7 +23,9 @@ from bnmlp.layers.seeds import stored_streams
 from bnmlp.measurements.curvature import QUANTITIES
 from bnmlp.measurements.evaluation import STATISTICS
 from bnmlp.networks.mlp import BNMLP
+from bnmlp.networks.protocol import Network
 from bnmlp.networks.recipe import NORMS, ORDERS
+from bnmlp.training.networks import NETWORKS, Options, Own, Shape
 
 METRICS = (
     "train_loss",
@@ -29,12 +34,23 @@ METRICS = (
 )
 
 
+OF_BNMLP = (
+    "width", "depth", "activation", "gain", "gain_exponent", "norm", "center", "unit_norm",
+    "affine", "bias", "eps", "order", "init", "init_gain",
+)  # fmt: skip
+RATED = ("critical", "equalised", "tilted")  # schedules that look at effective rates
 Activation = Literal[tuple(ACTIVATIONS)]
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows
 
 
 class TrainingRun(BaseModel):
     """Everything that decides the numbers of a run; equal runs on one machine are bit-equal.
+
+    ``network`` names what is trained: a :class:`BNMLP`, whose fields are those of the run, or
+    another kind, whose fields may be given like these and are kept in ``options``: see
+    :mod:`bnmlp.training.networks`. ``"module:function"`` or ``"file.py:function"`` is a network of
+    your own; the function is called with ``options`` and returns a module that maps samples to
+    logits.
 
     The fields of the network mean what they mean for :class:`BNMLP`. Several activations or gain
     exponents make variants, which share weights at the start, batches and the matrix products:
@@ -50,6 +66,11 @@ class TrainingRun(BaseModel):
     dataset: Literal[tuple(LOADERS)] = Field("mnist5k", description="training and test data")
     samples: int | None = Field(None, ge=1, description="use the first training samples only")
 
+    network: str = Field(
+        "bnmlp", description=f"kind: bnmlp, {', '.join(NETWORKS)}, or file.py:function of your own"
+    )
+    options: dict[str, Any] = Field({}, description="fields of another kind of network")
+    input: Literal["rows", "images"] = Field("rows", description="what a network of your own takes")
     width: int = Field(100, ge=1, description="features of each layer")
     depth: int = Field(100, ge=1, description="normalised layers, the first included")
     activation: Activation | tuple[Activation, ...] = Field(
@@ -72,11 +93,16 @@ class TrainingRun(BaseModel):
     seed: int = Field(0, ge=0, description="seed of weights and data order")
     dtype: Literal["float32", "float64"] = Field("float32", description="type of all numbers")
 
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimiser")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="optimiser")
     learning_rate: float = Field(0.001, ge=0, description="step size")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(0.0, ge=0, description="weight decay")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate")
+    schedule: Literal["constant", "cosine", *RATED] = Field(
+        "constant", description="learning rate; critical, equalised, tilted: by effective rates"
+    )
+    tilt: float = Field(
+        0.16, description="tilted: nats by which a matrix turns faster than the next one"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     batch_size: int = Field(100, ge=2, description="samples in a batch")
     epochs: int = Field(10, ge=1, description="passes over the training data")
@@ -89,6 +115,9 @@ class TrainingRun(BaseModel):
     )
     measure_every: int | None = Field(
         None, ge=1, description="measure layers every so many epochs; first and last if omitted"
+    )
+    rates_every: int | None = Field(
+        None, ge=1, description="record effective rates and their spread every so many steps"
     )
     quantities: tuple[Literal[QUANTITIES], ...] = Field(
         (), description="of the loss's shape, measured with the layers: " + ", ".join(QUANTITIES)
@@ -113,10 +142,33 @@ class TrainingRun(BaseModel):
             raise ValueError(f"{name} cannot name a folder on every system; choose another name")
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fields_of_another_network(cls, given: Any) -> Any:
+        kind = given.get("network", "bnmlp") if isinstance(given, dict) else "bnmlp"
+        if kind == "bnmlp" or not isinstance(kind, str):
+            return given
+        if ":" not in kind and kind not in NETWORKS:
+            known = ", ".join(["bnmlp", *NETWORKS])
+            raise ValueError(f"unknown network {kind!r}; use one of {known}, or file.py:function")
+        names = NETWORKS[kind].model_fields if kind in NETWORKS else {}
+        foreign = [name for name in OF_BNMLP if name in given and name not in names]
+        if foreign:
+            has = f"it has {', '.join(names)}" if names else "give its arguments as options"
+            raise ValueError(f"{kind} has no {', '.join(foreign)}; {has}")
+        options = (given.get("options") or {}) | {k: given[k] for k in names if k in given}
+        if kind in NETWORKS:
+            options = _checked(kind, options)
+        return {k: v for k, v in given.items() if k not in names} | {"options": options}
+
     @model_validator(mode="after")
     def _fits(self) -> "TrainingRun":
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError("momentum belongs to optimizer sgd; adam has its own")
+            raise ValueError("momentum belongs to optimizer sgd; others have their own")
+        if self.schedule in RATED and self.optimizer != "sgd":
+            raise ValueError(f"schedule {self.schedule} is one of sgd, got {self.optimizer}")
+        if self.options and self.network == "bnmlp":
+            raise ValueError("options are for other networks; give the fields of bnmlp themselves")
         choices = (self.activation, self.gain_exponent)
         lengths = {len(value) for value in choices if isinstance(value, tuple)}
         if len(lengths) > 1 or 0 in lengths:
@@ -130,6 +182,33 @@ class TrainingRun(BaseModel):
                 f"{self.curvature_samples}"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_fields_of_others(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = handler(self)
+        if self.network == "bnmlp":
+            return fields
+        return {k: v for k, v in fields.items() if k not in OF_BNMLP}
+
+    @property
+    def kind(self) -> Options | Own:
+        """The fields of a network that is no BNMLP."""
+        if self.network in NETWORKS:
+            return NETWORKS[self.network](**self.options)
+        return Own(factory=self.network, arguments=self.options, input=self.input)
+
+    def view(self, x: Tensor) -> Tensor:
+        """Rows of the dataset as the samples that the network takes.
+
+        Args:
+            x: Shape ``(n, features)``.
+        """
+        return x if self.network == "bnmlp" else self.kind.view(x, self._shape)
+
+    @property
+    def _shape(self) -> Shape:
+        features, classes = SHAPES[self.dataset]
+        return Shape(features=features, classes=classes)
 
     @property
     def variants(self) -> list[tuple[str, float]]:
@@ -146,12 +225,20 @@ class TrainingRun(BaseModel):
         """Number of networks of all variants."""
         return len(self.variants) * self.replicas
 
-    def build(self, device: torch.device | str | None = None) -> BNMLP:
+    def build(self, device: torch.device | str | None = None) -> Network:
         """The networks as they are before the first step.
 
         Args:
-            device: Where they live; ``"meta"`` gives shapes without numbers.
+            device: Where they live; ``"meta"`` gives a BNMLP's shapes without numbers.
+
+        Raises:
+            ValueError: If the function that makes a network of your own fails.
         """
+        if self.network != "bnmlp":
+            dtype = getattr(torch, self.dtype)
+            with stored_streams():
+                network = self.kind.networks(self._shape, self.replicas, self.seed, dtype)
+            return network if device == "meta" else network.to(device or "cpu")
         features, classes = SHAPES[self.dataset]
         names = (
             "gain", "norm", "center", "unit_norm", "affine", "bias", "eps", "order", "init",
@@ -173,12 +260,21 @@ class TrainingRun(BaseModel):
             )  # fmt: skip
 
 
+def _checked(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All fields of a kind of network, those that are not given at their defaults."""
+    try:
+        return NETWORKS[kind](**options).model_dump()
+    except ValidationError as error:
+        raise ValueError("; ".join(complaints(error))) from error
+
+
 def complaints(error: ValidationError) -> list[str]:
     """What is wrong with a run, one line for each field."""
     lines = []
     for part in error.errors():
-        field = ".".join(map(str, part["loc"])) or "run"
-        lines.append(f"{field}: {part['msg']}, got {part['input']!r:.200}")
+        field = ".".join(map(str, part["loc"]))
+        what = part["msg"].removeprefix("Value error, ")
+        lines.append(f"{field}: {what}, got {part['input']!r:.200}" if field else what)
     return lines
 
 

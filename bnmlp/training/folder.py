@@ -9,11 +9,11 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from bnmlp.machine import storage
-from bnmlp.networks.mlp import BNMLP
+from bnmlp.networks.protocol import Network
 from bnmlp.training.configuration import METRICS, TrainingRun, complaints
 
 
-def load_model(directory: Path | str, *, best: bool = False) -> BNMLP:
+def load_model(directory: Path | str, *, best: bool = False) -> Network:
     """The networks of a run's folder as they were last saved.
 
     Args:
@@ -79,6 +79,22 @@ def read_curvature(directory: Path | str) -> pd.DataFrame:
     return _read_parts(Path(directory) / "curvature").set_index(["epoch", "replica"])
 
 
+def read_rates(directory: Path | str) -> pd.DataFrame:
+    """Effective rates in the folder of a run with ``rates_every``.
+
+    Returns:
+        Indexed by step and replica: ``spread``, the log-ratio of the largest to the smallest rate,
+        these two, and the critical learning rate.
+
+    Raises:
+        FileNotFoundError: If the run has recorded none.
+    """
+    path = Path(directory) / "rates.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: train with rates_every")
+    return storage.read_csv(path).set_index(["step", "replica"])
+
+
 def _read_parts(folder: Path) -> pd.DataFrame:
     parts = sorted(folder.glob("epoch-*.csv"))
     if not parts:
@@ -116,7 +132,9 @@ def claimed(run: TrainingRun, directory: Path) -> Iterator[None]:
 def refuse_other(run: TrainingRun, directory: Path) -> None:
     """Refuse a folder that holds a run with another configuration."""
     before, now = read_run(directory).model_dump(), run.model_dump()
-    changed = [f"{k}: {before[k]!r} -> {now[k]!r}" for k in now if before[k] != now[k]]
+    fields = before | now
+    pairs = {k: (before.get(k), now.get(k)) for k in fields}
+    changed = [f"{k}: {old!r} -> {new!r}" for k, (old, new) in pairs.items() if old != new]
     if changed:
         raise ValueError(
             f"{directory} holds a run with another configuration ({'; '.join(changed)}); "

@@ -22,11 +22,14 @@ from bnmlp.machine.settings import default_device
 from bnmlp.machine.threads import keep_threads
 from bnmlp.measurements.evaluation import STATISTICS, evaluate
 from bnmlp.measurements.layer_table import layer_table
-from bnmlp.networks.losses import scored_losses
+from bnmlp.measurements.rates import matrix_rates, spread
+from bnmlp.networks.losses import matrix_gradients
+from bnmlp.networks.protocol import averaging, without_dropout
 from bnmlp.networks.replicas import read_replica, subset, write_replica
+from bnmlp.theory.weight_dynamics import critical_learning_rate
 from bnmlp.training.configuration import TrainingRun
 from bnmlp.training.folder import claimed, read_metrics, read_status, refuse_other
-from bnmlp.training.step import scored_step
+from bnmlp.training.steps import learning_rate, stepper
 
 # A checkpoint within an epoch once the work since the last one exceeds this many times its cost.
 CHECKPOINT_EVERY = 20
@@ -48,13 +51,13 @@ def train(
     """Train, or go on with, the networks of a run in a folder of their own.
 
     The folder gets ``run.json``, ``metrics.csv``, ``layers/``, ``curvature/`` if quantities are
-    asked for, ``status.json`` and ``checkpoint.pt``. Every file is replaced in one step, so the
-    process may be killed at any moment; called again, it goes on from the checkpoint, and weights
-    and metrics are bit for bit those of a run that was never interrupted, on the same machine with
-    as many threads; the number of this thread when the call begins is kept to its end. A network
-    whose loss is no longer finite, or that meets a stop rule, stops alone. A measurement that
-    fails never ends the run: what has no value is nan, and ``"unmeasured"`` in ``status.json``
-    says why.
+    asked for, ``rates.csv`` if rates are, ``status.json`` and ``checkpoint.pt``. Every file is
+    replaced in one step, so the process may be killed at any moment; called again, it goes on from
+    the checkpoint, and weights and metrics are bit for bit those of a run that was never
+    interrupted, on the same machine with as many threads; the number of this thread when the call
+    begins is kept to its end. A network whose loss is no longer finite, or that meets a stop rule,
+    stops alone. A measurement that fails never ends the run: what has no value is nan, and
+    ``"unmeasured"`` in ``status.json`` says why.
 
     Args:
         run: What to train.
@@ -86,6 +89,8 @@ def train(
         refuse_other(run, directory)
         return read_metrics(directory)
     data = load_dataset(run.dataset, root)
+    if run.network != "bnmlp":
+        run.build()  # what is wrong with it shows before there is a folder
     with claimed(run, directory), stored_streams():
         training = _Training(run, data, directory, torch.device(device or default_device()))
         training.resume()
@@ -116,9 +121,9 @@ class _Training:
     ) -> None:
         self.run, self.directory, self.device = run, directory, device
         dtype = getattr(torch, run.dtype)
-        self.x = data.train_x[: run.samples].to(device, dtype)
+        self.x = run.view(data.train_x[: run.samples]).to(device, dtype)
         self.y = data.train_y[: run.samples].to(device)
-        self.test = data.test_x.to(device, dtype), data.test_y.to(device)
+        self.test = run.view(data.test_x).to(device, dtype), data.test_y.to(device)
         self.steps_per_epoch = len(self.x) // run.batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -138,6 +143,7 @@ class _Training:
         self.since = 0  # steps in the sums
         self.rows: list[dict] = []
         self.stopped = [""] * run.networks  # why, for each network
+        self.rates: list[dict] = []
         self.unmeasured: list[str] = []  # what has no value, and why
         self.frozen: dict[int, dict[str, Tensor]] = {}  # networks as they were when they stopped
         self.best = torch.full((run.networks,), torch.nan, **numbers)
@@ -152,21 +158,21 @@ class _Training:
             state = storage.load_tensors(path, self.device, CHECKPOINT)
             self.model = self.run.build("meta")
             self.model.load_state_dict(state["model"], assign=True)
-            self.optimizer = self._optimizer()
-            if self.optimizer:
-                self.optimizer.load_state_dict(state["optimizer"])
+            self.stepper = stepper(self.run, self.model)
+            self.stepper.restore(state["optimizer"])
             self.step, self.since, self.rows = state["step"], state["since"], state["rows"]
             self.sums, self.stopped = state["sums"].cpu(), state["stopped"]
             self.frozen = state["frozen"]
             self.best, self.best_epoch = state["best"].cpu(), state["best_epoch"].cpu()
             self.seconds = state["seconds"]
             self.unmeasured = state.get("unmeasured", [])  # older checkpoints have none
+            self.rates = state.get("rates", [])
             self.saved_at = time.monotonic()
             self.started = self.saved_at - self.seconds
         else:
             self.started = time.monotonic()
             self.model = self.run.build(self.device)
-            self.optimizer = self._optimizer()
+            self.stepper = stepper(self.run, self.model)
             self._measure(0)
             self._save("running")
 
@@ -191,28 +197,6 @@ class _Training:
         self._measure(math.ceil(self.step / self.steps_per_epoch))
         self._save("done")
 
-    def _optimizer(self) -> torch.optim.Optimizer | None:
-        run = self.run
-        if run.optimizer == "adam":
-            return torch.optim.Adam(
-                self.model.parameters(), run.learning_rate, weight_decay=run.weight_decay
-            )
-        if run.momentum or run.weight_decay:
-            return torch.optim.SGD(
-                self.model.parameters(), run.learning_rate, run.momentum,
-                weight_decay=run.weight_decay,
-            )  # fmt: skip
-        return None  # the engine's own step, several times faster
-
-    def _learning_rate(self) -> float:
-        run, rate = self.run, self.run.learning_rate
-        if self.step < run.warmup_steps:
-            return rate * (self.step + 1) / run.warmup_steps
-        if run.schedule == "cosine":
-            share = (self.step - run.warmup_steps) / max(1, self.steps - run.warmup_steps)
-            return rate * 0.5 * (1 + math.cos(math.pi * share))
-        return rate
-
     def _batch(self) -> tuple[Tensor, Tensor]:
         """The next batch of each network, from its own permutation of the data in each epoch."""
         epoch, i = divmod(self.step, self.steps_per_epoch)
@@ -225,20 +209,32 @@ class _Training:
 
     def _take_step(self) -> None:
         x, y = self._batch()
-        rate = self.rate = self._learning_rate()
-        if self.optimizer:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.zero_grad()
-            losses, correct = scored_losses(self.model, x, y)
-            losses.sum().backward()
-            self.optimizer.step()
-        else:
-            losses, correct = scored_step(self.model, x, y, rate)
-        self.sums += torch.stack([losses.detach().double(), correct.double() / y.shape[1]]).cpu()
+        rate = self.rate = learning_rate(self.run, self.step, self.steps)
+        if self.run.rates_every and self.step % self.run.rates_every == 0:
+            self._record_rates(x, y)
+        losses, correct = self.stepper.step(x, y, rate, self.step)
+        self.sums += torch.stack([losses.double(), correct.double() / y.shape[1]]).cpu()
         self.step, self.since = self.step + 1, self.since + 1
         for r in (~self.sums[0].isfinite()).nonzero().flatten().tolist():
             self.stopped[r] = self.stopped[r] or f"loss not finite at step {self.step}"
+
+    def _record_rates(self, x: Tensor, y: Tensor) -> None:
+        """Effective rates of this moment, of the normalised matrices or of all but the last."""
+        try:
+            found = matrix_rates(self.model, matrix_gradients(self.model, x, y)[0])
+            names = self.model.normalized() or list(found)[:-1]
+            rates = torch.stack([found[name] for name in names]).cpu()
+        except Exception as error:  # whatever it is, training goes on
+            self._note(self.step // self.steps_per_epoch, "all", "rates", storage.reason(error))
+            return
+        columns = {
+            "spread": spread(rates), "smallest": rates.amin(0), "largest": rates.amax(0),
+            "critical_learning_rate": critical_learning_rate(rates),
+        }  # fmt: skip
+        for r in range(self.run.networks):
+            if not self.stopped[r]:
+                row = {"step": self.step, "replica": r}
+                self.rates.append(row | {k: v[r].item() for k, v in columns.items()})
 
     def _evaluate(self, at_end: bool) -> None:
         """Add a row for every network in training, apply the stop rules, save."""
@@ -246,7 +242,7 @@ class _Training:
         values = {"train_loss": train_loss, "train_accuracy": train_accuracy}
         found = {}
         for statistics in STATISTICS:
-            if statistics == "batch" or self.model.norm == "batch":
+            if statistics == "batch" or averaging(self.model):
                 found[statistics] = evaluate(
                     self.model, *self.test, statistics,
                     calibration=self.x[: self.run.calibration_samples],
@@ -313,7 +309,8 @@ class _Training:
     def _measure(self, epoch: int) -> None:
         """Measure the layers of all networks whose weights are finite."""
         order = random_order(len(self.x), 1)
-        finite = [w.isfinite().all(-1).all(-1) for w in self.model.layer_weights()]
+        weights = self.model.weight_matrices().values()
+        finite = [w.isfinite().all(-1).all(-1) for w in weights]
         alive = torch.stack(finite).all(0).nonzero().flatten().tolist()
         for r in sorted(set(range(self.run.networks)) - set(alive)):
             self._note(epoch, r, "layers", "weights are not finite")
@@ -362,7 +359,9 @@ class _Training:
         )
 
         def table(quantities: Sequence[str]) -> pd.DataFrame:
-            return curvature_table(subset(self.model, [r]), start, batches, quantities)
+            network = subset(self.model, [r])
+            with without_dropout(network):
+                return curvature_table(network, start, batches, quantities)
 
         with contextlib.suppress(Exception):
             return table(self.run.quantities)
@@ -375,7 +374,7 @@ class _Training:
                 tables.append(pd.DataFrame({"quantity": [quantity], "index": 1, "value": math.nan}))
         return pd.concat(tables)
 
-    def _note(self, epoch: int, r: int, quantity: str, why: str) -> None:
+    def _note(self, epoch: int, r: int | str, quantity: str, why: str) -> None:
         """Keep why a quantity of a network has no value, once."""
         note = f"{quantity} of network {r} at epoch {epoch}: {why}"
         if note not in self.unmeasured:
@@ -386,15 +385,17 @@ class _Training:
         self.seconds = start - self.started
         checkpoint = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "optimizer": self.stepper.state(),
             "step": self.step, "since": self.since, "sums": self.sums, "rows": self.rows,
             "stopped": self.stopped, "frozen": self.frozen,
             "best": self.best, "best_epoch": self.best_epoch, "seconds": self.seconds,
-            "unmeasured": self.unmeasured,
+            "unmeasured": self.unmeasured, "rates": self.rates,
         }  # fmt: skip
         storage.save_tensors(self.directory / "checkpoint.pt", checkpoint)
         if self.rows:
             storage.write_csv(self.directory / "metrics.csv", pd.DataFrame(self.rows))
+        if self.rates:
+            storage.write_csv(self.directory / "rates.csv", pd.DataFrame(self.rates))
         status = {
             "state": state,
             "epoch": self.step / self.steps_per_epoch,

@@ -161,15 +161,18 @@ class Own(BaseModel):
         return images(x, shape.channels) if self.input == "images" else x
 
     def networks(self, shape: Shape, replicas: int, seed: int, dtype: torch.dtype) -> Network:
-        """See :class:`Options`."""
+        """See :class:`Options`.
+
+        Raises:
+            ValueError: If there is no such function, or it raises or returns something else.
+        """
         function = find(self.factory)
-        made = seeded(lambda: function(**self.arguments), replicas, seed, dtype)
-        for module in made:
-            if not isinstance(module, nn.Module):
-                raise ValueError(f"{self.factory} returned {type(module).__name__}, not a module")
-        if replicas == 1:
-            return One(made[0])
-        return Stacked(made, 3 if self.input == "images" else 1)
+        try:
+            made = seeded(lambda: function(**self.arguments), replicas, seed, dtype)
+        except Exception as error:
+            raise ValueError(f"{self.factory} failed: {type(error).__name__}: {error}") from error
+        sample_ndim = 3 if self.input == "images" else 1
+        return Stacked(made, sample_ndim) if replicas > 1 else One(made[0], sample_ndim)
 
 
 def find(factory: str) -> Callable[..., nn.Module]:
@@ -214,5 +217,8 @@ def seeded(
     with torch.random.fork_rng(devices=[]):
         for r in range(replicas):
             torch.manual_seed(seed_of(seed, r))
-            made.append(make().to(dtype))
+            module = make()
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"expected a module, got {type(module).__name__}")
+            made.append(module.to(dtype))
     return made
