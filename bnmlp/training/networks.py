@@ -212,6 +212,12 @@ def seeded(
         replicas: R; what number r draws depends on the seed and r alone.
         seed: Of the run.
         dtype: Of the parameters.
+
+    Returns:
+        R modules.
+
+    Raises:
+        TypeError: If something else is made.
     """
     made = []
     with torch.random.fork_rng(devices=[]):
