@@ -202,23 +202,38 @@ def row_lengths(model: BNMLP) -> Tensor:
 
 
 @outside_modes
-def scaled_largest(model: BNMLP, batches: Batches, tolerance: float = 1e-4) -> Tensor:
-    """Largest eigenvalue of the Hessian in units of :func:`row_lengths`.
+@torch.enable_grad()
+def scaled_largest(
+    model: nn.Module, batches: Batches, tolerance: float = 1e-4, *, units: Tensor | None = None
+) -> Tensor:
+    r"""Largest eigenvalue of :math:`DHD` with a diagonal :math:`D` and the Hessian :math:`H`.
+
+    Products by a second pass backwards through one graph, several times faster than those of
+    :func:`hessian` for many small layers.
 
     Args:
-        model: One network with batch normalisation.
+        model: One network.
         batches: As for :func:`hessian`.
         tolerance: Relative accuracy.
+        units: The diagonal, zero leaves a parameter out; :func:`row_lengths` if omitted. Shape
+            ``(P,)``.
 
     Returns:
         The eigenvalue, float64. Shape ``(1,)``.
     """
-    matrix, d = hessian(model, batches).to_scipy(), row_lengths(model).cpu().numpy()
+    batches, module = sound_batches(model, batches), _LogitsForHessian(model)
+    parameters = list(module.parameters())
+    loss = sum(F.cross_entropy(module(x), y) for x, y in batches) / len(batches)
+    slope = flat(torch.autograd.grad(loss, parameters, create_graph=True))
+    d = (row_lengths(model) if units is None else units).detach().cpu().numpy()
 
     def product(v: np.ndarray) -> np.ndarray:
-        return d * (matrix @ (d * v.ravel()).astype(matrix.dtype))
+        along = torch.from_numpy((d * v.ravel()).astype(d.dtype)).to(slope)
+        rows = torch.autograd.grad(slope, parameters, along, retain_graph=True)
+        return d * flat(rows).cpu().numpy()
 
-    return _ends(LinearOperator(matrix.shape, product, dtype=matrix.dtype), 1, 0, tolerance)[0]
+    matrix = LinearOperator((len(d), len(d)), product, dtype=d.dtype)
+    return _ends(matrix, 1, 0, tolerance)[0]
 
 
 @outside_modes

@@ -27,6 +27,22 @@ def write_replica(network: Network, r: int, state: dict[str, Tensor]) -> None:
         _of(network, name, value, r).copy_(state[name])
 
 
+@torch.no_grad()
+def add_to_parameters(network: Network, changes: Tensor) -> None:
+    """Add a flat vector to the parameters of each network.
+
+    Args:
+        network: R networks; their parameters change in place.
+        changes: In the order of ``network.parameters()``. Shape ``(R, P)``.
+    """
+    start = 0
+    for name, values in network.named_parameters():
+        each = values.movedim(network.replica_axis(name), 0)
+        size = each[0].numel()
+        each += changes[:, start : start + size].view_as(each)
+        start += size
+
+
 def _of(network: Network, name: str, value: Tensor, r: int) -> Tensor:
     """A view of one network's part of a parameter or buffer; all of what they share."""
     axis = network.replica_axis(name)

@@ -137,6 +137,11 @@ def descent(
         yield steps.step(x, y, t)
 
 
+def history(moments: Iterable[Moment]) -> Moment:
+    """All steps in one: each field with an axis of steps in front."""
+    return Moment(*map(torch.stack, zip(*moments, strict=True)))
+
+
 def held(value: float | Tensor) -> Rule:
     """One learning rate for all matrices, constant; a number or of shape ``(R,)``."""
     return lambda rates, t: value
@@ -161,6 +166,20 @@ def tilted(target: float | Tensor, slope: float) -> Rule:
         return each * (-slope * place).exp()[:, None]
 
     return rule
+
+
+def warmed(target: float | Tensor, steps: int) -> Rule:
+    """One learning rate for all matrices that rises linearly to ``target`` over some steps."""
+    return lambda rates, t: target * min(1, (t + 1) / steps)
+
+
+def turning(angles: Tensor) -> Rule:
+    """Learning rates at which every matrix turns by an angle of its own.
+
+    Args:
+        angles: Learning rate times rate. Shape ``(M, 1)`` or ``(M, R)``.
+    """
+    return lambda rates, t: angles / rates
 
 
 def _like(value: float | Tensor, rates: Tensor) -> Tensor:
