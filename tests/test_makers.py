@@ -3,38 +3,133 @@
 import importlib.util
 import sys
 
+import pandas as pd
 import pytest
+import torch
 
 from bnmlp.book import tables as results
+from bnmlp.training import TrainingRun, train
 
 MAKERS = results.DATA
+SMALL = {  # what to put in place of a program's constants
+    "depth-and-training/last_gain.py": {
+        "WIDTH": 8, "STEPS": 20, "KINDS": {"4": (4, 4), "4, gain of 9": (4, 9)},
+    },
+    "eight-quantities/make.py": {
+        "RUN": TrainingRun(width=6, depth=2, replicas=1, batch_size=1000, epochs=1, measure_every=1,
+                           curvature_samples=2000, quantities=("gradient", "loss")),
+        "SEEDS": 1, "MOMENTS": (0,), "SAMPLES": 40, "POOLED": 4,
+    },
+    "explosion-against-gain/make.py": {"DEPTH": 30, "WIDTH": 8, "REPLICAS": 2, "EVERY": 10},
+    "gain-exponent/make.py": {"DEPTH": 520, "WIDTH": 4, "REPLICAS": 2, "EXPONENTS": (0.2, 0.5)},
+    "gain-while-training/make.py": {
+        "DEPTH": 40, "WIDTH": 10, "BATCH": 500, "EPOCHS": 2, "RATES": (0.01,),
+        "EXPONENTS": (0.0, 0.4), "KEPT": (0, 40),
+    },
+    "isometry-widths/make.py": {"WIDTHS": (8,), "DEPTH": 9, "NETWORKS": 2},
+    "mlps-to-forty-layers/make.py": {
+        "DATA": "mnist5k", "REPLICAS": 2,
+        "TABLES": {
+            "fashion": [("plain", 2**0.5, 1e-3, 1000, 1, 4), ("skip", 1.0, 1e-3, 1000, 2, 4)],
+            "fashion-20-depths": [("batch", 1.0, 1e-3, 2000, 6, 3)],
+        },
+    },
+    "noisy-quadratic-model/make.py": {
+        "NETWORKS": 1, "SAMPLES": 200, "EDGE": {"rates": (0.5,), "steps": (0, 3)},
+        "ALIGNED": (0, 3), "MOST": 20,
+        "TARGET": 2.3, "BETWEEN": 2.4, "MINIMA": {"rates": (0.1,), "batches": (8, 200)},
+        "PLACES": {"early": 2}, "AHEAD": 3, "RUNS": 2,
+    },
+    "orthogonality/make.py": {"DEPTH": 30, "WIDTH": 8, "STEPS": 4, "RECORDED": (2, 4)},
+    "rank-of-batches/make.py": {"NAMES": ("mnist5k",), "SIZES": (16,), "BATCHES": 2},
+    "spread-heals/make.py": {
+        "DEPTH": 10, "WIDTH": 8, "REPLICAS": 2, "SPREADS": (-4, 1), "TURNS": (0.05,),
+        "STEPS": dict.fromkeys(("rates", "kinds", "constrained", "decay"), 22),
+    },
+    "transformers/make.py": {
+        "DEPTH": 1, "WIDTH": 8, "BATCH": 4, "STEPS": 3, "SEEDS": 2, "RECORDED": (0, 2),
+        "RATES": dict.fromkeys(("constant", "equalised", "linear", "momentum, linear"), (0.1,)),
+    },
+    "what-it-costs/gpu.py": {"DEPTHS": (3,), "REPLICAS": (1, 2)},
+    "what-it-costs/make.py": {"DEPTH": 1000, "WIDTH": 8, "N": 8},
+}  # fmt: skip
 
 
 @pytest.fixture
 def maker(monkeypatch, tmp_path):
-    """Load the program of a folder below book/data so that it writes elsewhere."""
+    """Load a program below book/data so that it is small and writes elsewhere."""
     monkeypatch.setenv("BNMLP_SCALE", "smoke")
     monkeypatch.setattr(results, "DATA", tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["make.py"])
 
-    def load(folder):
-        (tmp_path / folder).mkdir()
-        spec = importlib.util.spec_from_file_location("maker", MAKERS / folder / "make.py")
+    def load(name):
+        (tmp_path / name).parent.mkdir()
+        spec = importlib.util.spec_from_file_location("maker", MAKERS / name)
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, "maker", module)
         spec.loader.exec_module(module)
+        for constant, value in SMALL.get(name, {}).items():
+            assert hasattr(module, constant), f"{name} has no {constant}"
+            monkeypatch.setattr(module, constant, value)
         return module
 
     return load
 
 
+def columns_of(folder):
+    return {p.stem: list(pd.read_csv(p, comment="#", nrows=2)) for p in folder.glob("*.csv")}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_maker_writes_tables_with_the_columns_of_those_that_are_stored(name, maker, tmp_path):
+    torch.manual_seed(0)
+    maker(name).main()
+    folder = name.split("/")[0]
+    made, stored = columns_of(tmp_path / folder), columns_of(MAKERS / folder)
+    assert made
+    for table, columns in made.items():
+        known = [
+            c for t, c in stored.items() if t.rstrip("0123456789") == table.rstrip("0123456789")
+        ]
+        if not known:
+            assert table in ("gpu", "fashion-20-depths"), f"no stored table is called {table}"
+        named = {c for c in columns if not c.isdigit()}
+        for expected in known:
+            assert named == {c for c in expected if not c.isdigit()}, f"{table} has other columns"
+    told = (tmp_path / folder / f"{table}.csv").read_text()
+    assert f"# command: {results_command(name)}; commit" in told
+
+
+def results_command(name):
+    lines = (MAKERS / name).read_text().split('"""')[1].splitlines()
+    return next(line for line in lines if f"python book/data/{name}" in line).split("  ")[0]
+
+
+@pytest.mark.parametrize("folder", ["depth-and-training", "running-statistics"])
+def test_makers_gather_the_folders_of_runs(folder, maker, monkeypatch, tmp_path):
+    for bias in (False, True):
+        run = TrainingRun(name=f"bias-{bias}", width=8, depth=3, bias=bias, epochs=1, replicas=2)
+        train(run, tmp_path / "runs" / run.name, progress=False)
+    make = maker(f"{folder}/make.py")
+    given = [str(tmp_path / "runs")] * (2 if folder == "depth-and-training" else 1)
+    monkeypatch.setattr(sys, "argv", ["make.py", *given])
+    make.main()
+    made, stored = columns_of(tmp_path / folder), columns_of(MAKERS / folder)
+    assert made == {name: stored[name] for name in made}
+    rows = pd.read_csv(next((tmp_path / folder).glob("*.csv")), comment="#")
+    assert set(rows["name"]) == {"bias-False", "bias-True"}
+
+
 def test_resnets_of_56_and_110_layers_train_under_every_schedule(maker):
-    make = maker("short-and-noshort")
+    make = maker("short-and-noshort/make.py")
     make.main()
     runs = results.stored_table("short-and-noshort/runs.csv").reset_index()
     assert set(runs["depth"]) == {56, 110}
     short, plain = (set(runs[runs["network"] == k]["schedule"]) for k in ("Short", "NoShort"))
     assert short == set(make.SCHEDULES)
     assert plain == short - {"tilted"}
+    assert columns_of(MAKERS / "short-and-noshort")["runs"] == list(runs)
     assert (runs[["loss", "spread", "turns"]] >= 0).all().all()
     turns = runs.groupby(["schedule", "depth"])["turns"].mean()
     assert turns["equalised"].max() < 1e-3
@@ -43,17 +138,17 @@ def test_resnets_of_56_and_110_layers_train_under_every_schedule(maker):
 
 
 def test_a_maker_goes_on_after_an_interruption(maker, monkeypatch):
-    make = maker("short-and-noshort")
-    train, calls = make.train, []
+    make = maker("short-and-noshort/make.py")
+    record, calls = make.record, []
 
-    def interrupted(*args):
-        calls.append(args)
+    def interrupted(**cell):
+        calls.append(tuple(cell.values()))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return train(*args)
+        return record(**cell)
 
     monkeypatch.setattr(make, "SIZES", make.SIZES.__class__(**vars(make.SIZES) | {"blocks": (1,)}))
-    monkeypatch.setattr(make, "train", interrupted)
+    monkeypatch.setattr(make, "record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make.main()
     make.main()
@@ -64,11 +159,8 @@ def test_a_maker_goes_on_after_an_interruption(maker, monkeypatch):
 
 
 def test_transformers_go_on_after_an_interruption_between_their_tables(maker, monkeypatch):
-    make = maker("transformers")
-    sizes = {"DEPTH": 1, "WIDTH": 8, "BATCH": 4, "STEPS": 3, "SEEDS": 2, "RECORDED": (0, 2)}
-    for name, value in (sizes | {"RATES": dict.fromkeys(make.RATES, (0.1,))}).items():
-        monkeypatch.setattr(make, name, value)
-    store, calls = make.store_table, []
+    make = maker("transformers/make.py")
+    store, calls = results.store_table, []
 
     def interrupted(*args, **options):
         calls.append(args)
@@ -76,7 +168,7 @@ def test_transformers_go_on_after_an_interruption_between_their_tables(maker, mo
             raise KeyboardInterrupt
         store(*args, **options)
 
-    monkeypatch.setattr(make, "store_table", interrupted)
+    monkeypatch.setattr(results, "store_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make.main()
     make.main()

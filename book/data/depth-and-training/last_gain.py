@@ -1,15 +1,18 @@
 """Shaped tanh with the last gain of another depth: writes last-gain.csv beside itself.
 
 OMP_NUM_THREADS=1 python book/data/depth-and-training/last_gain.py      # about three minutes
-"""
 
-import time
+Shaped tanh, depths 100 and 500, each with its own last gain and with that of the other: means of
+training loss and accuracy over MEAN steps, test accuracy with batch statistics at the end. mnist5k,
+width and batch equal, standard batch normalisation, orthogonal weights, exponent 0.4, SGD, float32;
+network r of all kinds sees the same batches.
+"""
 
 import pandas as pd
 import torch
 
 from bnmlp import BNMLP, evaluate, load_dataset
-from bnmlp.book.tables import store_table
+from bnmlp.book.making import Maker, long_table
 from bnmlp.layers.seeds import stored_streams
 from bnmlp.training.step import scored_step
 
@@ -20,42 +23,28 @@ KINDS = {"100": (100, 100), "100, gain of 500": (100, 500), "500": (500, 500),
 
 def record(kind: str, depth: int, last: int) -> pd.DataFrame:
     """Train; means over 20 steps of training loss and accuracy, and test accuracy at the end."""
-    data = load_dataset("mnist5k")
+    data, found = load_dataset("mnist5k"), []
     model = BNMLP(784, WIDTH, depth, 10, activation="tanh", gain_exponent=0.4, replicas=REPLICAS)
     model.gains[-1] = last**-0.4
-    sums, rows = torch.zeros(2, REPLICAS), []
     for step in range(1, STEPS + 1):
         x, y = data.batches(WIDTH, REPLICAS, seed=REPLICAS * step)
         loss, right = scored_step(model, x, y, RATE)
-        sums += torch.stack([loss, right / WIDTH]) / MEAN
-        if step % MEAN == 0:
-            columns = {"loss": sums[0], "accuracy": sums[1]}
-            if step == STEPS:
-                columns["test"] = evaluate(model, data.test_x, data.test_y).accuracy
-            frame = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
-            rows.append(frame.rename_axis("replica").assign(kind=kind, step=step).reset_index())
-            sums = torch.zeros(2, REPLICAS)
-            print(kind, step, loss.tolist(), flush=True)
-    return pd.concat(rows).set_index(["kind", "step", "replica"])
+        found.append(torch.stack([loss, right / WIDTH]))
+    means = torch.stack(found).unflatten(0, (-1, MEAN)).mean(1)
+    test = torch.full((len(means), REPLICAS), torch.nan)
+    test[-1] = evaluate(model, data.test_x, data.test_y).accuracy
+    columns = {"loss": means[:, 0], "accuracy": means[:, 1], "test": test}
+    return long_table(
+        columns, kind=kind, step=range(MEAN, STEPS + 1, MEAN), replica=range(REPLICAS)
+    )
 
 
 def main() -> None:
-    """Train each kind, with provenance."""
-    start = time.perf_counter()
+    """Train each kind."""
+    maker = Maker(globals())
     with stored_streams():
         table = pd.concat([record(kind, *depths) for kind, depths in KINDS.items()])
-    minutes = (time.perf_counter() - start) / 60
-    about = [
-        "Shaped tanh, depths 100 and 500, each with its own last gain and with that of the other: "
-        "mean training loss and accuracy of 20 steps, test accuracy with batch statistics "
-        "at the end",
-        f"dataset mnist5k, width and batch {WIDTH}, standard batch normalisation, orthogonal "
-        f"weights, exponent 0.4, SGD with rate {RATE}, float32, {REPLICAS} networks; network r "
-        "of all kinds sees the same batches",
-    ]
-    command = "OMP_NUM_THREADS=1 python book/data/depth-and-training/last_gain.py"
-    name = "depth-and-training/last-gain.csv"
-    store_table(table, name, about, command=command, minutes=minutes, float_format="%.4g")
+    maker.store("last-gain", table)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,41 @@
 """Short and NoShort in training: writes runs.csv and paths.csv beside itself.
 
 OMP_NUM_THREADS=1 python book/data/short-and-noshort/make.py      # about twenty minutes
-BNMLP_SCALE=paper python book/data/short-and-noshort/make.py      # networks of the paper's size
 
+BNMLP_SCALE=paper python book/data/short-and-noshort/make.py      # networks of the paper's size
 At paper scale: CIFAR-10, 56 and 110 layers of 16 channels, on a GPU; writes runs-paper.csv and
 paths-paper.csv. Runs that the tables already hold are not repeated; delete the tables to start
 anew.
+
+ResNets for small images with shortcuts (Short) and without (NoShort), plain SGD without momentum,
+weight decay, affine part or bias; schedules constant, linear warm-up, critical: at most
+1/sqrt(E_max E_min) at every step; equalised, tilted: one learning rate per convolution, so that all
+turn alike, or TILT nats faster with every layer towards the input, by the geometric mean of the
+rates. The same weights and batches for all learning rates and schedules.
+
+runs.csv: spread, turns: log-ratio of largest to smallest E, and of learning rate times E, over the
+convolutions, mean over steps; loss: mean of the last 20 batches; accuracy: 1000 training images,
+statistics of those.
+
+paths.csv: spread at the steps that head the columns.
 """
 
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.func import (
-    functional_call,
-    grad_and_value,
-    replace_all_batch_norm_modules_,
-    stack_module_state,
-    vmap,
-)
 
 from bnmlp import at_scale, default_device, load_dataset, scale
-from bnmlp.book.tables import DATA, store_table
+from bnmlp.book.making import Maker, long_table
 from bnmlp.data.batches import images
 from bnmlp.measurements.rates import spread
 from bnmlp.networks.convolutional import ResNet
-from bnmlp.theory.weight_dynamics import critical_learning_rate
+from bnmlp.networks.protocol import Stacked, stacked
+from bnmlp.training.descent import critical, descent, equalised, held, tilted, warmed
 
 
 @dataclass(frozen=True)
@@ -63,148 +68,63 @@ SIZES = at_scale(
         in_channels=3,
     ),
 )  # fmt: skip
-SUFFIX = "-paper" if scale() == "paper" else ""
 SCHEDULES = ("constant", "linear", "critical", "equalised", "tilted")
 TILT = 0.16  # nats per layer, about the growth in NoShort at initialisation
-KEYS = ["depth", "network", "schedule"]
-INDEX = [*KEYS, "rate", "seed"]
 
 
-def networks(blocks: int, shortcuts: bool, copies: int) -> tuple:
-    """A ResNet as a function, and stacked parameters: each seed with its copies in turn."""
+def networks(depth: int, shortcuts: bool) -> Stacked:
+    """Each seed with its copies in turn, one for each learning rate."""
     models = []
     for seed in range(SIZES.seeds):
         torch.manual_seed(seed)
-        model = ResNet(blocks, SIZES.channels, shortcuts=shortcuts, in_channels=SIZES.in_channels)
-        models += [replace_all_batch_norm_modules_(model).to(default_device())] * copies
-    parameters, _ = stack_module_state(models)
-    return models[0], {k: p.detach().clone() for k, p in parameters.items()}
+        options = {"shortcuts": shortcuts, "in_channels": SIZES.in_channels}
+        models += [ResNet((depth - 2) // 6, SIZES.channels, **options)] * len(SIZES.rates)
+    return stacked(models, 3).to(default_device())
 
 
-def step_sizes(schedule: str, target: Tensor, step: int, rates: Tensor) -> Tensor:
-    """Learning rate of every convolution, then of the last matrix. Shape (layers + 1, R)."""
-    now = target
-    if schedule == "linear":
-        now = target * min(1, (step + 1) / SIZES.warmup)
-    if schedule == "critical":
-        now = torch.minimum(target, critical_learning_rate(rates))
-    each = now.expand(len(rates), -1)
-    if schedule in ("equalised", "tilted"):  # all turn alike, or the first ones faster
-        slope = -TILT if schedule == "tilted" else 0.0
-        place = torch.arange(len(rates)).to(rates) - (len(rates) - 1) / 2
-        each = now * rates.log().mean(0).exp() / rates * (slope * place).exp()[:, None]
-    return torch.cat([each, now[None]])
-
-
-def train(blocks: int, shortcuts: bool, schedule: str) -> tuple[Tensor, ...]:
-    """Losses, spreads of the rates and of the turns of all steps, and accuracies at the end.
-
-    Shapes (steps, R), (steps, R), (steps, R), (R,) with R = seeds x learning rates.
-    """
-    data, device, seeds, copies = (
-        load_dataset(SIZES.dataset),
-        default_device(),
-        SIZES.seeds,
-        len(SIZES.rates),
-    )
-    pixels = images(data.train_x, SIZES.in_channels, SIZES.pooled).to(device)
-    labels = data.train_y.to(device)
-    model, parameters = networks(blocks, shortcuts, copies)
-    target = torch.tensor(SIZES.rates, dtype=torch.float64, device=device).repeat(seeds)
-    draws = [torch.Generator().manual_seed(1000 + s) for s in range(seeds)]
-
-    def loss(parameters: dict, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, parameters, (x,)), y)
-
-    gradients = vmap(grad_and_value(loss))
-    names = [k for k in parameters if k != "last.weight"]
-    losses, spreads, turns = [], [], []
-    for step in range(SIZES.steps):
+def batches(pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of each seed, for all of its copies."""
+    draws = [torch.Generator().manual_seed(1000 + seed) for seed in range(SIZES.seeds)]
+    for _ in range(SIZES.steps):
         picks = [torch.randperm(len(pixels), generator=g)[: SIZES.batch] for g in draws]
-        picks = torch.stack(picks).to(device).repeat_interleave(copies, 0)
-        found, value = gradients(parameters, pixels[picks], labels[picks])
-        norms = [[t[k].double().flatten(1).norm(dim=1) for k in names] for t in (found, parameters)]
-        rates = torch.stack(norms[0]) / torch.stack(norms[1])
-        sizes = step_sizes(schedule, target, step, rates)
-        for size, k in zip(sizes, [*names, "last.weight"], strict=True):
-            g = found[k]
-            parameters[k] -= size.to(g).view(-1, *[1] * (g.dim() - 1)) * g
-        losses.append(value)
-        spreads.append(spread(rates))
-        turns.append(spread(sizes[:-1] * rates))
+        picks = torch.stack(picks).to(pixels.device).repeat_interleave(len(SIZES.rates), 0)
+        yield pixels[picks], labels[picks]
+
+
+def record(depth: int, network: str, schedule: str) -> dict[str, pd.DataFrame]:
+    """Train; rows of both tables."""
+    data, device = load_dataset(SIZES.dataset), default_device()
+    pixels = images(data.train_x, SIZES.in_channels, SIZES.pooled).to(device)
+    labels, model = data.train_y.to(device), networks(depth, network == "Short")
+    top = torch.tensor(SIZES.rates, dtype=torch.float64, device=device).repeat(SIZES.seeds)
+    rules = {"constant": held(top), "linear": warmed(top, SIZES.warmup), "critical": critical(top),
+             "equalised": equalised(top), "tilted": tilted(top, TILT)}  # fmt: skip
+    last = held(top) if schedule in ("equalised", "tilted") else None
+    found = torch.stack([
+        torch.stack([m.losses, spread(m.rates), spread(m.learning_rates * m.rates)])
+        for m in descent(model, batches(pixels, labels), rules[schedule], others=last)
+    ]).cpu()  # (steps, 3, R)  # fmt: skip
     with torch.no_grad():
-        logits = vmap(lambda p: functional_call(model, p, (pixels[:1000],)))(parameters)
-    accuracy = (logits.argmax(-1) == labels[:1000]).double().mean(1)
-    return *(torch.stack(t).double().cpu() for t in (losses, spreads, turns)), accuracy.cpu()
-
-
-def tables(key: tuple, losses: Tensor, spreads: Tensor, turns: Tensor, accuracy: Tensor) -> dict:
-    """Rows of both tables."""
-    rows, paths = [], []
-    for i, (seed, rate) in enumerate(product(range(SIZES.seeds), SIZES.rates)):
-        ends = losses[-20:, i].mean().item(), accuracy[i].item()
-        rows.append(
-            (*key, rate, seed, spreads[:, i].mean().item(), turns[:, i].mean().item(), *ends)
-        )
-        paths.append((*key, rate, seed, *spreads[list(SIZES.recorded), i].tolist()))
-    columns = [*INDEX, "spread", "turns", "loss", "accuracy"]
-    found = {"runs": pd.DataFrame(rows, columns=columns)}
-    if key[2] in SCHEDULES[:3]:
-        found["paths"] = pd.DataFrame(paths, columns=[*INDEX, *map(str, SIZES.recorded)])
-    return found
-
-
-def write(name: str, table: pd.DataFrame, columns: str, minutes: float) -> None:
-    """All rows so far, with provenance."""
-    about = [
-        "ResNets for small images with shortcuts (Short) and without (NoShort), plain SGD without "
-        "momentum, weight decay, affine part or bias; schedules constant, linear warm-up over "
-        f"{SIZES.warmup} steps, critical: at most 1/sqrt(E_max E_min) at every step; equalised, "
-        "tilted: one learning rate per convolution, so that all turn alike, or "
-        f"{TILT} nats faster with every layer towards the input, by the geometric mean of the "
-        "rates",
-        f"{SIZES.channels} channels, {SIZES.dataset}, images averaged over squares of "
-        f"{SIZES.pooled} pixels, batch {SIZES.batch}, {SIZES.steps} steps, seeds 0 to "
-        f"{SIZES.seeds - 1} with the same weights and batches for all learning rates and schedules",
-        columns,
-    ]
-    command = "OMP_NUM_THREADS=1 python book/data/short-and-noshort/make.py"
-    command = f"BNMLP_SCALE=paper {command}" if SUFFIX else command
-    store_table(
-        table.set_index("depth"), f"short-and-noshort/{name}{SUFFIX}.csv", about,
-        command=command, minutes=minutes, float_format="%.3g",
-    )  # fmt: skip
-
-
-def rows_of(key: tuple, table: pd.DataFrame) -> pd.Index:
-    """Index of what a table has of a network and schedule."""
-    return table.index[(table[KEYS] == list(key)).all(axis=1)] if len(table) else table.index
+        right = model(pixels[:1000]).argmax(-1) == labels[:1000]
+    losses, spreads, turns = found.unbind(1)
+    columns = {"spread": spreads.mean(0), "turns": turns.mean(0), "loss": losses[-20:].mean(0)}
+    columns["accuracy"] = right.double().mean(1).cpu()
+    axes = {"seed": range(SIZES.seeds), "rate": SIZES.rates}
+    tables = {"runs": columns}
+    if schedule in SCHEDULES[:3]:
+        tables["paths"] = {step: spreads[step] for step in SIZES.recorded}
+    return {k: long_table(v, **axes).reorder_levels(["rate", "seed"]) for k, v in tables.items()}
 
 
 def main() -> None:
     """Train all that is missing; both tables are written after each network and schedule."""
-    start, kept = time.process_time(), {}
-    about = {
-        "paths": "spread at the steps that head the columns",
-        "runs": "spread, turns: log-ratio of largest to smallest E, and of learning rate times E, "
-        "over the convolutions, mean over steps; loss: mean of the last 20 batches; accuracy: "
-        "1000 training images, statistics of those",
-    }
-    for name in about:
-        path = DATA / "short-and-noshort" / f"{name}{SUFFIX}.csv"
-        kept[name] = pd.read_csv(path, comment="#") if path.is_file() else pd.DataFrame()
-    for blocks, shortcuts, schedule in product(SIZES.blocks, (False, True), SCHEDULES):
-        key, runs = (6 * blocks + 2, "Short" if shortcuts else "NoShort", schedule), kept["runs"]
-        tilted_by_itself = schedule == "tilted" and not shortcuts
-        if tilted_by_itself or len(rows_of(key, runs)):
-            continue
-        losses, *found = train(blocks, shortcuts, schedule)
-        for name, table in tables(key, losses, *found).items():
-            kept[name] = pd.concat([kept[name].drop(rows_of(key, kept[name])), table])
-            kept[name] = kept[name].reset_index(drop=True)
-        for name in about:  # runs last: they tell what is done
-            write(name, kept[name], about[name], (time.process_time() - start) / 60)
-        print(*key, losses[-20:].mean(0).view(SIZES.seeds, -1).mean(0).tolist(), flush=True)
+    cells = [
+        {"depth": 6 * blocks + 2, "network": network, "schedule": schedule}
+        for blocks, network, schedule in product(SIZES.blocks, ("NoShort", "Short"), SCHEDULES)
+        if network == "Short" or schedule != "tilted"  # NoShort is tilted by itself
+    ]
+    suffix = "-paper" if scale() == "paper" else ""
+    Maker(globals()).grow(("paths", "runs"), cells, record, suffix, float_format="%.3g")
 
 
 if __name__ == "__main__":

@@ -1,70 +1,64 @@
 """Training step on a GPU against the plain PyTorch loop on the same card: writes gpu.csv.
 
-python book/data/what-it-costs/gpu.py [OUTPUT FOLDER]
+python book/data/what-it-costs/gpu.py
+
+Training step with its SGD update, width 100, batch 100, tanh, standard batch normalisation,
+float32, no TF32.
 """
 
 import statistics
-import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from bnmlp import BNMLP, gradient_norms, sgd_step
+from bnmlp import BNMLP, default_device, gradient_norms, sgd_step
+from bnmlp.book.making import Maker, rows_table
 from bnmlp.networks.plain import PlainNetwork
 
+DEPTHS, REPLICAS, DEVICE = (100, 1000), (1, 10, 40), default_device()
+COLUMNS = ["plain loop (ms)", "step (ms a network)", "ratio", "gradient norms (ms a network)",
+           "largest difference of logits"]  # fmt: skip
 
-def seconds(step, repeats: int) -> float:
+
+def milliseconds(step: Callable[[], object], repeats: int) -> float:
     """Median time of one call, after a warm-up."""
     times = []
     for _ in range(repeats + 2):
-        torch.cuda.synchronize()
         start = time.perf_counter()
         step()
-        torch.cuda.synchronize()
+        torch.accelerator.synchronize() if torch.accelerator.is_available() else None
         times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    return 1e3 * statistics.median(times[2:])
+
+
+def row(depth: int, replicas: int) -> list[float]:
+    """Values of ``COLUMNS``."""
+    x, y = torch.randn(100, 784).to(DEVICE), torch.randint(10, (100,)).to(DEVICE)
+    model = BNMLP(784, 100, depth, 10, activation="tanh", replicas=replicas, device=DEVICE)
+    plain = PlainNetwork(model)
+    optimiser = torch.optim.SGD(plain.parameters(), lr=1e-3)
+
+    def loop() -> None:
+        optimiser.zero_grad()
+        F.cross_entropy(plain(x), y).backward()
+        optimiser.step()
+
+    with torch.no_grad():
+        difference = (model.logits(x)[0] - plain(x)).abs().max().item()
+    before = milliseconds(loop, 5)
+    ours = milliseconds(lambda: sgd_step(model, x, y, 1e-3), 10) / replicas
+    slow = (before + milliseconds(loop, 5)) / 2
+    norms = milliseconds(lambda: gradient_norms(model, x, y), 3) / replicas
+    return [slow, ours, slow / ours, norms, difference]
 
 
 def main() -> None:
-    """Time both at depth 100 and 1000 and write one row for each number of replicas."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent)
-    x = torch.randn(100, 784, device="cuda")
-    y = torch.randint(10, (100,), device="cuda")
-    rows = []
-    for depth in (100, 1000):
-        for replicas in (1, 10, 40):
-            model = BNMLP(784, 100, depth, 10, activation="tanh", replicas=replicas, device="cuda")
-            plain = PlainNetwork(model)
-            optimiser = torch.optim.SGD(plain.parameters(), lr=1e-3)
-
-            def loop(plain=plain, optimiser=optimiser) -> None:
-                optimiser.zero_grad()
-                F.cross_entropy(plain(x), y).backward()
-                optimiser.step()
-
-            with torch.no_grad():
-                difference = (model.logits(x)[0] - plain(x)).abs().max().item()
-            before = seconds(loop, 5)
-            ours = seconds(lambda model=model: sgd_step(model, x, y, 1e-3), 10) / replicas
-            after = seconds(loop, 5)
-            norms = seconds(lambda model=model: gradient_norms(model, x, y), 3) / replicas
-            slow = (before + after) / 2
-            rows.append(
-                (depth, replicas, 1e3 * slow, 1e3 * ours, slow / ours, 1e3 * norms, difference)
-            )
-            print(rows[-1], flush=True)
-    columns = ["depth", "replicas", "plain loop (ms)", "step (ms a network)", "ratio"]
-    columns += ["gradient norms (ms a network)", "largest difference of logits"]
-    with (folder / "gpu.csv").open("w") as file:
-        file.write(
-            f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, float32, no TF32\n"
-        )
-        file.write("# training step with its SGD update, width 100, batch 100, tanh, standard BN\n")
-        file.write("# command: python book/data/what-it-costs/gpu.py\n")
-        pd.DataFrame(rows, columns=columns).to_csv(file, index=False, float_format="%.4g")
+    """One row for each depth and number of replicas."""
+    rows = {(depth, replicas): row(depth, replicas) for depth in DEPTHS for replicas in REPLICAS}
+    card = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "no GPU"
+    Maker(globals()).store("gpu", rows_table(rows, ["depth", "replicas"], COLUMNS), card)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,200 @@
+"""What the programs beside the stored tables have in common: how they are told, kept, resumed."""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from bnmlp.book import tables
+from bnmlp.data.batches import epoch_orders
+from bnmlp.data.datasets import Dataset
+
+Cell = Mapping[str, "float | str"]
+RUNS = re.compile(  # a line of a docstring that runs something, up to a remark
+    r"^(?:[A-Z_]+=\S+ )*(?:nice|python|bnmlp) .*?(?=  |$)", re.MULTILINE
+)
+
+
+class Maker:
+    """A program that makes the tables of its folder; its clock starts here.
+
+    Its docstring is what tables tell about themselves: the second paragraph holds the commands, and
+    what follows are comment lines, a paragraph each, but for those with commands of their own. A
+    paragraph that begins with ``runs.csv:`` is for that table only. Sizes come from the constants
+    of the program.
+
+    Args:
+        program: ``globals()`` of the program.
+    """
+
+    def __init__(self, program: Mapping[str, object]) -> None:
+        self.folder, self.start = Path(program["__file__"]).parent.name, time.perf_counter()
+        _, commands, *paragraphs = program["__doc__"].split("\n\n")
+        self.command = "; ".join(RUNS.findall(commands))
+        self.paragraphs = [" ".join(p.split()) for p in paragraphs if not RUNS.search(p)]
+        sizes = {k: v for k, v in program.items() if k.isupper() and not callable(v)}
+        self.sizes = "; ".join(f"{k} {v}" for k, v in sizes.items())
+
+    def about(self, name: str) -> list[str]:
+        """Comment lines of a table."""
+        named = [re.match(r"(\S+)\.csv: (.*)", paragraph) for paragraph in self.paragraphs]
+        told = zip(self.paragraphs, named, strict=True)
+        lines = [m[2] if m else text for text, m in told if not m or m[1] == name]
+        return [*lines, *([self.sizes] if self.sizes else [])]
+
+    def store(
+        self,
+        name: str,
+        table: pd.DataFrame,
+        *about: str,
+        file: str | None = None,
+        minutes: float | None = None,
+        float_format: str | None = "%.4g",
+    ) -> None:
+        """Write a table with its provenance, see :func:`bnmlp.book.tables.store_table`.
+
+        Args:
+            name: By which the docstring tells it.
+            table: The result; its index comes first.
+            *about: Comment lines besides those of the docstring.
+            file: Name of the file without ending, where that is another one.
+            minutes: How long it took; since the program began if omitted.
+            float_format: Of the numbers.
+        """
+        minutes = (time.perf_counter() - self.start) / 60 if minutes is None else minutes
+        tables.store_table(
+            table, f"{self.folder}/{file or name}.csv", [*self.about(name), *about],
+            command=self.command, minutes=minutes, float_format=float_format,
+        )  # fmt: skip
+
+    def stored(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
+        """What a table holds already, without index; no rows if there is none."""
+        path = tables.DATA / self.folder / f"{name}.csv"
+        return pd.read_csv(path, comment="#") if path.is_file() else pd.DataFrame(columns=columns)
+
+    def grow(
+        self,
+        names: Sequence[str],
+        cells: Iterable[Cell],
+        record: Callable[..., Mapping[str, pd.DataFrame]],
+        suffix: str = "",
+        **options: object,
+    ) -> None:
+        """Record what tables lack, cell by cell, and write them after each.
+
+        So a program goes on after an interruption where it was.
+
+        Args:
+            names: Of the tables. The last one is written last and tells which cells are done.
+            cells: What tells the rows of one recording from others, by columns.
+            record: From a cell, as keywords, to rows by the names of tables. Those that it leaves
+                out get none; the columns of the cell are put in front.
+            suffix: Behind the names, of files.
+            **options: Of :meth:`store`.
+        """
+        kept: dict[str, pd.DataFrame] = {}
+        for cell in cells:
+            kept = kept or {name: self.stored(name + suffix, [*cell]) for name in names}
+            if holds(kept[names[-1]], cell).any():
+                continue
+            for name, rows in record(**cell).items():
+                rows = rows.reset_index().rename(columns=str)
+                for place, (column, value) in enumerate(cell.items()):
+                    rows.insert(place, column, value)
+                others = kept[name][~holds(kept[name], cell)]
+                kept[name] = pd.concat([others, rows]) if len(others) else rows
+            for name in names:
+                table = kept[name].set_index(next(iter(cell)))
+                self.store(name, table, file=name + suffix, **options)
+            print(kept[names[-1]].tail(1).to_string(index=False), flush=True)
+
+
+def holds(table: pd.DataFrame, cell: Cell) -> pd.Series:
+    """Which rows are those of a cell, numbers taken as tables write them, with four digits."""
+    found = pd.Series(True, table.index)
+    for column, value in cell.items():
+        found &= table[column].map(_written) == _written(value)
+    return found
+
+
+def _written(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def rows_table(
+    rows: Mapping[tuple, object], names: Sequence[str], columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Rows by the labels that tell them apart.
+
+    Args:
+        rows: Of each a sequence of values, or values by columns.
+        names: Of the labels.
+        columns: Of sequences.
+
+    Returns:
+        A table indexed by the labels.
+    """
+    index = pd.MultiIndex.from_tuples(rows, names=names)
+    return pd.DataFrame(list(rows.values()), index, columns)
+
+
+def long_table(columns: Mapping[str, Tensor | np.ndarray], **axes: object) -> pd.DataFrame:
+    """Arrays over the same axes as rows, the last axis fastest.
+
+    Args:
+        columns: By name, each of the shape that the axes make together.
+        **axes: Labels of every axis in turn; a single label needs no list.
+
+    Returns:
+        A column for each array, indexed by the labels.
+
+    Examples:
+        >>> long_table({"gap": np.array([1.0, 2.0])}, step=5, replica=range(2)).reset_index()
+           step  replica  gap
+        0     5        0  1.0
+        1     5        1  2.0
+    """
+    labels = [[a] if isinstance(a, str | int | float) else a for a in axes.values()]
+    index = pd.MultiIndex.from_product(labels, names=axes)
+    return pd.DataFrame({k: np.asarray(v).ravel() for k, v in columns.items()}, index)
+
+
+def growth_table(logs: Tensor, layers: Sequence[int], digits: int) -> pd.DataFrame:
+    """How much larger gradients are in the first hidden layer than in others.
+
+    Args:
+        logs: Log gradient norms, as :func:`bnmlp.gradient_norms` returns them.
+        layers: Which to compare with, the first being number 0.
+        digits: To round to.
+
+    Returns:
+        Differences in nats, a row for each layer and a column for each network.
+    """
+    growth = (logs[1] - logs[list(layers)]).cpu().numpy()
+    return pd.DataFrame(growth, pd.Index(layers, name="layer")).round(digits)
+
+
+def epoch_batches(
+    data: Dataset, size: int, replicas: int, steps: int, seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of training samples as runs see them, epoch after epoch.
+
+    Args:
+        data: The samples.
+        size: Of a batch; what is left over at the end of an epoch is skipped.
+        replicas: R; every network has its own order.
+        steps: Number of batches.
+        seed: Of the run.
+
+    Yields:
+        Samples and labels. Shapes ``(R, size, features)`` and ``(R, size)``.
+    """
+    each = len(data.train_x) // size
+    for t in range(steps):
+        if t % each == 0:
+            orders = epoch_orders(seed, replicas, t // each, len(data.train_x)).split(size, 1)
+        yield data.train_x[orders[t % each]], data.train_y[orders[t % each]]
