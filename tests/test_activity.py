@@ -2,7 +2,13 @@
 
 import torch
 
-from bnmlp.measurements.activity import nonlinear_share, unit_activity
+from bnmlp import BNMLP, evaluate
+from bnmlp.measurements.activity import (
+    accuracy_linear_after,
+    layer_nonlinearity,
+    nonlinear_share,
+    unit_activity,
+)
 
 
 def test_units_that_never_or_always_answer_are_counted():
@@ -23,3 +29,25 @@ def test_the_nonlinear_share_is_zero_for_multiples_alone():
     assert (share > 1e-3).all()
     even = torch.tensor([[-1.0, 1.0]])
     assert nonlinear_share(even, even.abs()).item() == 1
+
+
+def networks(**options):
+    return BNMLP(7, 6, 4, 3, gain_exponent=0.4, replicas=2, dtype=torch.float64, **options)
+
+
+def test_layers_with_small_gains_are_the_more_linear_ones():
+    x = torch.randn(20, 7, dtype=torch.float64)
+    shares = layer_nonlinearity(networks(activation="tanh"), x)
+    assert shares.shape == (4, 2)
+    assert (shares[-1] < shares[0] / 2).all(), f"shares {shares.tolist()} do not fall"
+    assert layer_nonlinearity(networks(activation="identity"), x).abs().max() < 1e-12
+
+
+def test_accuracy_without_activations_is_that_of_the_linear_network():
+    x, y = torch.randn(30, 7, dtype=torch.float64), torch.randint(3, (30,))
+    shaped, linear = networks(activation="tanh"), networks(activation="identity")
+    linear.load_state_dict(shaped.state_dict())
+    one_batch = {"batch_size": 30}
+    for kept, twin in ((0, linear), (4, shaped)):
+        found = accuracy_linear_after(shaped, x, y, kept, 30)
+        assert torch.equal(found, evaluate(twin, x, y, **one_batch).accuracy)

@@ -29,7 +29,7 @@ SMALL = {  # what to put in place of a program's constants
     "isometry-widths/make.py": {"WIDTHS": (8,), "DEPTH": 9, "NETWORKS": 2},
     "mlps-to-forty-layers/make.py": {
         "DATA": "mnist5k", "REPLICAS": 2,
-        "TABLES": {
+        "tables": lambda: {
             "fashion": [("plain", 2**0.5, 1e-3, 1000, 1, 4), ("skip", 1.0, 1e-3, 1000, 2, 4)],
             "fashion-20-depths": [("batch", 1.0, 1e-3, 2000, 6, 3)],
         },

@@ -27,7 +27,15 @@ runs.csv: loss: a mean.
 def maker(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "DATA", tmp_path)
     (tmp_path / "things").mkdir()
-    return Maker({"__file__": "/there/things/make.py", "__doc__": DOC, "WIDTH": 3, "Maker": Maker})
+    return Maker(
+        {
+            "__file__": "/there/things/make.py",
+            "__doc__": DOC,
+            "WIDTH": 3,
+            "COLUMNS": ["loss"],
+            "F": torch,
+        }
+    )
 
 
 def test_a_table_tells_what_the_docstring_of_its_maker_says_of_it(maker):

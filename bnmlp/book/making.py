@@ -1,19 +1,24 @@
 """What the programs beside the stored tables have in common: how they are told, kept, resumed."""
 
 import re
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from bnmlp.book import tables
 from bnmlp.data.batches import epoch_orders
 from bnmlp.data.datasets import Dataset
+from bnmlp.training.folder import read_run, read_status, run_folders
 
 Cell = Mapping[str, "float | str"]
+SIZES = (int, float, str, tuple, dict, SimpleNamespace)
 RUNS = re.compile(  # a line of a docstring that runs something, up to a remark
     r"^(?:[A-Z_]+=\S+ )*(?:nice|python|bnmlp) .*?(?=  |$)", re.MULTILINE
 )
@@ -25,7 +30,7 @@ class Maker:
     Its docstring is what tables tell about themselves: the second paragraph holds the commands, and
     what follows are comment lines, a paragraph each, but for those with commands of their own. A
     paragraph that begins with ``runs.csv:`` is for that table only. Sizes come from the constants
-    of the program.
+    of the program, but for lists, which name columns.
 
     Args:
         program: ``globals()`` of the program.
@@ -36,7 +41,7 @@ class Maker:
         _, commands, *paragraphs = program["__doc__"].split("\n\n")
         self.command = "; ".join(RUNS.findall(commands))
         self.paragraphs = [" ".join(p.split()) for p in paragraphs if not RUNS.search(p)]
-        sizes = {k: v for k, v in program.items() if k.isupper() and not callable(v)}
+        sizes = {k: v for k, v in program.items() if k.isupper() and isinstance(v, SIZES)}
         self.sizes = "; ".join(f"{k} {v}" for k, v in sizes.items())
 
     def about(self, name: str) -> list[str]:
@@ -198,3 +203,38 @@ def epoch_batches(
         if t % each == 0:
             orders = epoch_orders(seed, replicas, t // each, len(data.train_x)).split(size, 1)
         yield data.train_x[orders[t % each]], data.train_y[orders[t % each]]
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Median time of one call, on whichever device it works, after a warm-up of two.
+
+    Args:
+        call: What to time.
+        repeats: How often.
+
+    Returns:
+        Seconds.
+    """
+    times = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        call()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def runs_about(folder: str) -> list[str]:
+    """Comment lines on the runs below a folder: what is common to them, and how far they came."""
+    paths = [path for path in run_folders(folder) if read_status(path)]
+    states = {path.name: read_status(path) for path in paths}
+    first, last = read_run(paths[0]), states[paths[-1].name]
+    reached = ", ".join(
+        f"{name} {int(s['epoch'])} of {s['epochs']} epochs in {s['seconds'] / 60:.1f} min"
+        + (f" ({', '.join(filter(None, s['stopped']))})" if any(s["stopped"]) else "")
+        for name, s in states.items()
+    )
+    run = first.model_dump_json(include={"dataset", "width", "seed", "dtype", "replicas"})
+    made = f"made on: {last['device']}, {last['threads']} threads, torch {last['torch']}"
+    return [f"each run: {run}", made, f"reached: {reached}"]

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bnmlp.layers.activations import ACTIVATIONS
+from bnmlp.layers.normalization import batch_norm
 from bnmlp.machine.precision import float64
+from bnmlp.networks.mlp import BNMLP
 
 
 def unit_activity(layers: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -46,3 +49,48 @@ def nonlinear_share(z: Tensor, h: Tensor) -> Tensor:
     z, h = float64(z), float64(h)
     fit = (z * h).sum((-2, -1)) ** 2
     return 1 - fit / (z.square().sum((-2, -1)) * h.square().sum((-2, -1)))
+
+
+@torch.no_grad()
+def layer_nonlinearity(model: BNMLP, x: Tensor) -> Tensor:
+    """:func:`nonlinear_share` of the activation of every layer, on one batch.
+
+    Args:
+        model: R networks that normalise before the activation.
+        x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
+
+    Returns:
+        Shares, float64. Shape ``(depth, R)``.
+    """
+    stages = enumerate(model.stages(x))
+    return torch.stack([nonlinear_share(model.gain_of(i, z) * z, h) for i, (_, z, h) in stages])
+
+
+@torch.no_grad()
+def accuracy_linear_after(
+    model: BNMLP, x: Tensor, y: Tensor, kept: int, batch_size: int = 100
+) -> Tensor:
+    """Accuracy by batch, in order, where only the first layers keep their activation.
+
+    Args:
+        model: R networks with standard batch normalisation before the activation.
+        x: Samples, a whole number of batches. Shape ``(N, in_features)``.
+        y: Labels. Shape ``(N,)``.
+        kept: Layers that keep their activation; in the others it is the identity.
+        batch_size: Samples that are normalised together.
+
+    Returns:
+        Share of samples that are right, float64. Shape ``(R,)``.
+
+    Raises:
+        ValueError: If networks differ in their activation.
+    """
+    if not isinstance(model.activation, str):
+        raise ValueError("several activations; take the networks of one with replicas.subset")
+    h = x.unflatten(0, (-1, 1, batch_size)).mT  # (batches, 1, features, n)
+    for i, weight in enumerate(model.layer_weights()):
+        h = batch_norm(weight @ h, eps=model.eps)
+        h = model.gain_of(i, h) * h
+        h = ACTIVATIONS[model.activation](h) if i < kept else h
+    right = model.head(h).argmax(-1) == y.unflatten(0, (-1, 1, batch_size))
+    return right.double().mean((0, 2))

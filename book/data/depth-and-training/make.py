@@ -3,18 +3,19 @@
 bnmlp run book/data/depth-and-training/runs.json RUNS/fashion        # hours on one core
 bnmlp run book/data/depth-and-training/runs-mnist5k.json RUNS/mnist5k    # half an hour
 python book/data/depth-and-training/make.py RUNS/fashion RUNS/mnist5k
+Runs need not be finished: what is there is gathered.
 
 Training runs: loss and accuracy of every network; train_* is the mean over the steps since the row
 before, test_* is on all test data. Standard batch normalisation, SGD without momentum, gain
-exponent 0.4 (identity: none). Runs need not be finished: what is there is gathered.
+exponent 0.4 (identity: none).
 """
 
 import sys
 
 import pandas as pd
 
-from bnmlp.book.making import Maker
-from bnmlp.training import read_metrics, read_run, read_status
+from bnmlp.book.making import Maker, runs_about
+from bnmlp.training import read_metrics, read_run
 from bnmlp.training.folder import run_folders
 
 RUN = ["name", "activation", "init", "depth", "batch_size"]
@@ -34,26 +35,11 @@ def table(folder: str) -> pd.DataFrame:
     return pd.concat(parts, names=RUN).droplevel(-1)
 
 
-def about(folder: str) -> list[str]:
-    """What was run, and how far."""
-    paths = [path for path in run_folders(folder) if read_status(path)]
-    states = {path.name: read_status(path) for path in paths}
-    first, last = read_run(paths[0]), states[paths[-1].name]
-    reached = ", ".join(
-        f"{name} {int(s['epoch'])} of {s['epochs']} epochs in {s['seconds'] / 60:.1f} min"
-        + (f" ({', '.join(filter(None, s['stopped']))})" if any(s["stopped"]) else "")
-        for name, s in states.items()
-    )
-    run = first.model_dump_json(include={"dataset", "width", "seed", "dtype", "replicas"})
-    made = f"made on: {last['device']}, {last['threads']} threads, torch {last['torch']}"
-    return [f"each run: {run}", made, f"reached: {reached}"]
-
-
 def main() -> None:
     """Gather each folder into a table with its provenance."""
     maker = Maker(globals())
     for name, folder in zip(("fashion", "mnist5k"), sys.argv[1:], strict=True):
-        maker.store(name, table(folder), *about(folder))
+        maker.store(name, table(folder), *runs_about(folder))
 
 
 if __name__ == "__main__":

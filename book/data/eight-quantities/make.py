@@ -1,7 +1,6 @@
 """The eight quantities along two training runs: batch normalisation, and the small CNN.
 
 OMP_NUM_THREADS=1 nice -n 5 python book/data/eight-quantities/make.py      # a quarter of an hour
-
 Runs are kept in a temporary folder; run it again to go on after an interruption.
 
 batch-norm.csv: Quantities of curvature_table along runs of BNMLP with batch normalisation, on 400
@@ -123,7 +122,7 @@ def main() -> None:
     """Three tables."""
     maker = Maker(globals())
     quantities, densities = batch_norm()
-    maker.store("batch-norm", quantities, float_format="%.6g")
+    maker.store("batch-norm", quantities, f"run: {RUN.model_dump_json()}", float_format="%.6g")
     maker.store("density", densities, float_format="%.5g")
     maker = Maker(globals())
     maker.store("cnn", pd.concat(map(cnn, range(SEEDS))), float_format="%.6g")

@@ -13,7 +13,7 @@ from bnmlp import BNMLP, default_device, gradient_norms, load_dataset
 from bnmlp.book.making import Maker, growth_table
 
 DEPTH, WIDTH, REPLICAS, EVERY = 3_000, 100, 10, 100
-KINDS = [("identity", 1.0)] + [(act, a) for act in ("tanh", "sin") for a in (0.1, 0.2, 0.3)]
+KINDS = (("identity", 1.0), *((act, a) for act in ("tanh", "sin") for a in (0.1, 0.2, 0.3)))
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bnmlp import BNMLP, batch_norm, gain_schedule, gradient_norms, load_dataset, sgd_step
+from bnmlp import BNMLP, gain_schedule, gradient_norms, load_dataset, sgd_step
 from bnmlp.book.making import Maker, epoch_batches, long_table
-from bnmlp.measurements.activity import nonlinear_share
+from bnmlp.measurements.activity import accuracy_linear_after, layer_nonlinearity
 
 DEPTH, WIDTH, BATCH, REPLICAS, EPOCHS = 300, 100, 100, 2, 6
 RATES, TAIL = (0.003, 0.01), 0.01
@@ -34,24 +34,11 @@ def kinds() -> dict[str, list[float]]:
     return {"linear": [1.0] * DEPTH} | gains | cut
 
 
-@torch.no_grad()
-def accuracy(model: BNMLP, x: Tensor, y: Tensor, kept: int) -> Tensor:
-    """Accuracy by batch with the activations after the first ``kept`` layers made linear."""
-    h = x.unflatten(0, (-1, 1, BATCH)).mT  # (batches, 1, features, n)
-    for i, (weight, gain) in enumerate(zip(model.layer_weights(), model.gains, strict=True)):
-        h = gain * batch_norm(weight @ h, eps=0.0)
-        h = torch.tanh(h) if i < kept and model.activation == "tanh" else h
-    right = model.head(h).argmax(-1) == y.unflatten(0, (-1, 1, BATCH))
-    return right.double().mean((0, 2))
-
-
-@torch.no_grad()
 def layer_rows(model: BNMLP, x: Tensor, y: Tensor, **axes: object) -> pd.DataFrame:
     """Gradient norm of some layers, and the share of the activation that is not linear."""
     layers = np.unique(np.geomspace(1, DEPTH, 22).astype(int))
-    stages = zip(model.gains, model.stages(x), strict=True)
-    shares = torch.stack([nonlinear_share(gain * z, h) for gain, (_, z, h) in stages])
-    found = {"gradient": gradient_norms(model, x, y)[layers - 1], "nonlinear": shares[layers - 1]}
+    found = {"gradient": gradient_norms(model, x, y), "nonlinear": layer_nonlinearity(model, x)}
+    found = {name: values[layers - 1] for name, values in found.items()}
     return long_table(found, **axes, layer=layers, replica=range(REPLICAS))
 
 
@@ -68,11 +55,15 @@ def record(rate: float, kind: str, gains: list[float]) -> tuple[pd.DataFrame, pd
     batches = epoch_batches(data, BATCH, REPLICAS, EPOCHS * len(data.train_x) // BATCH, DEPTH)
     losses = torch.stack([sgd_step(model, x, y, rate) for x, y in batches])
     layers.append(layer_rows(model, *probe, **axes, moment="end"))
-    kept = torch.stack([accuracy(model, data.test_x, data.test_y, k) for k in KEPT])
+    kept = torch.stack(
+        [accuracy_linear_after(model, data.test_x, data.test_y, k, BATCH) for k in KEPT]
+    )
     parts = {
         "train_loss": losses.unflatten(0, (EPOCHS, -1)).mean(1),
         **{f"test_kept_{k}": found[None] for k, found in zip(KEPT, kept, strict=True)},
-        "train_accuracy": accuracy(model, data.train_x, data.train_y, DEPTH)[None],
+        "train_accuracy": accuracy_linear_after(model, data.train_x, data.train_y, DEPTH, BATCH)[
+            None
+        ],
     }
     rows = []
     for metric, values in parts.items():

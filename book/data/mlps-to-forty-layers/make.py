@@ -1,13 +1,14 @@
 """MLPs of 10 to 40 layers, four variants: writes three tables beside itself.
 
 OMP_NUM_THREADS=1 python book/data/mlps-to-forty-layers/make.py      # about four hours
+Each finished size is written at once; run it again to go on after an interruption. Names of tables
+after the command make these only.
 
 Training of SkipMLP: accuracies and losses of networks of each size with batch, running,
 recalibrated and corrected statistics; test_*: 2,000 test images, seen_*: 1,000 training images,
 train_*: mean over the steps since the row before; dead, always, size, spread, grad: units and
 gradients on 512 training images. Pixels / 255, width 128, RMSprop (alpha 0.9, eps 1e-7), momentum
-of averages 0.01, float32; minutes are of processor time. Each finished size is written at once; the
-program goes on after an interruption. Names of tables after the command make these only.
+of averages 0.01, float32; minutes are of processor time.
 
 fashion-20-depths.csv: of these columns only some, of 20 epochs 1, 2, 4, 8 and the last eight.
 """
@@ -39,23 +40,24 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def sizes(n: int, epochs: int, *depths: int, variants: tuple = VARIANTS[:3]) -> list[tuple]:
-    """Variant, gain, learning rate, batch size, epochs and depth, in this order."""
-    return [(v, 1.0, 1e-3, n, epochs, d) for d, v in product(depths, variants)]
+def tables() -> dict[str, list[tuple]]:
+    """Of each table the sizes: variant, gain, learning rate, batch size, epochs and depth."""
 
+    def sizes(n: int, epochs: int, *depths: int, variants: tuple = VARIANTS[:3]) -> list[tuple]:
+        return [(v, 1.0, 1e-3, n, epochs, d) for d, v in product(depths, variants)]
 
-TABLES = {
-    "fashion": sizes(128, 2, 40, 30, 20, 10, 25, 35, 15)
-    + [("plain", 2**0.5, 1e-3, 128, 2, 40)]
-    + sizes(512, 2, 40, variants=("batch", "skip")),
-    "fashion-20": sizes(128, 20, 40, variants=VARIANTS)
-    + sizes(128, 20, 30, variants=("batch", "skip")),
-    "fashion-20-depths": sizes(128, 20, 10, 20)
-    + sizes(128, 20, 30, variants=("plain", "single"))
-    + sizes(128, 20, 35, variants=VARIANTS)
-    + sizes(128, 20, 25, 15)
-    + sizes(512, 20, 40, variants=("batch", "skip", "single")),
-}
+    return {
+        "fashion": sizes(128, 2, 40, 30, 20, 10, 25, 35, 15)
+        + [("plain", 2**0.5, 1e-3, 128, 2, 40)]
+        + sizes(512, 2, 40, variants=("batch", "skip")),
+        "fashion-20": sizes(128, 20, 40, variants=VARIANTS)
+        + sizes(128, 20, 30, variants=("batch", "skip")),
+        "fashion-20-depths": sizes(128, 20, 10, 20)
+        + sizes(128, 20, 30, variants=("plain", "single"))
+        + sizes(128, 20, 35, variants=VARIANTS)
+        + sizes(128, 20, 25, 15)
+        + sizes(512, 20, 40, variants=("batch", "skip", "single")),
+    }
 
 
 def features(model: SkipMLP, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -125,8 +127,8 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     """Train what is missing."""
     maker = Maker(globals())
-    for name in sys.argv[1:] or TABLES:
-        cells = [dict(zip(KEYS, cell, strict=True)) for cell in TABLES[name]]
+    for name in sys.argv[1:] or tables():
+        cells = [dict(zip(KEYS, cell, strict=True)) for cell in tables()[name]]
         kept = thinned if name == "fashion-20-depths" else lambda table: table
         maker.grow([name], cells, lambda **cell: {name: kept(record(**cell))})  # noqa: B023
 

@@ -21,8 +21,8 @@ paths.csv: spread at the steps that head the columns.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
+from types import SimpleNamespace as Sizes
 
 import numpy as np
 import pandas as pd
@@ -37,35 +37,21 @@ from bnmlp.networks.convolutional import ResNet
 from bnmlp.networks.protocol import Stacked, stacked
 from bnmlp.training.descent import critical, descent, equalised, held, tilted, warmed
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is trained on what, and for how long."""
-
-    dataset: str
-    blocks: tuple[int, ...]  # in each of three stages: 3, 5, 9, 18 for 20, 32, 56, 110 layers
-    channels: int
-    pooled: int
-    batch: int
-    steps: int
-    warmup: int
-    rates: tuple[float, ...]
-    recorded: tuple[int, ...]
-    in_channels: int = 1
-    seeds: int = 3
-
-
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
-SIZES = at_scale(
-    smoke=Sizes("photo_patches", (9, 18), 2, 4, 8, 2, 2, (0.1,), (0, 1), in_channels=3, seeds=1),
+MOMENTS = np.unique(np.r_[0, np.geomspace(1, 38_999, 29).round()]).astype(int).tolist()
+SIZES = at_scale(  # 3, 5, 9 and 18 blocks in each of three stages: 20, 32, 56 and 110 layers
+    smoke=Sizes(
+        dataset="photo_patches", in_channels=3, pooled=4, blocks=(9, 18), channels=2, batch=8,
+        steps=2, warmup=2, rates=(0.1,), recorded=(0, 1), seeds=1,
+    ),
     laptop=Sizes(
-        "mnist5k", (3, 5, 9, 18), 4, 4, 64, 200, 40, RATES,
-        (0, 1, 2, 3, 5, 10, 20, 30, 40, 60, 80, 110, 150, 199),
+        dataset="mnist5k", in_channels=1, pooled=4, blocks=(3, 5, 9, 18), channels=4, batch=64,
+        steps=200, warmup=40, rates=RATES, seeds=3,
+        recorded=(0, 1, 2, 3, 5, 10, 20, 30, 40, 60, 80, 110, 150, 199),
     ),
     paper=Sizes(
-        "cifar10", (9, 18), 16, 1, 128, 39_000, 1_950, RATES,
-        tuple(np.unique(np.r_[0, np.geomspace(1, 38_999, 29).round()]).astype(int).tolist()),
-        in_channels=3,
+        dataset="cifar10", in_channels=3, pooled=1, blocks=(9, 18), channels=16, batch=128,
+        steps=39_000, warmup=1_950, rates=RATES, seeds=3, recorded=MOMENTS,
     ),
 )  # fmt: skip
 SCHEDULES = ("constant", "linear", "critical", "equalised", "tilted")

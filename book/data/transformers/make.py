@@ -1,13 +1,14 @@
 """Transformers with and without skip connections in training: writes runs.csv and paths.csv.
 
 OMP_NUM_THREADS=1 python book/data/transformers/make.py      # about ten minutes
+Runs that the tables hold are not repeated; delete the tables to start anew.
 
 Transformers whose every matrix is normalised (norm after): Short with skip connections, NoShort
 without, shaped without and with attention I + A - U; plain SGD; constant: one learning rate for
 all; equalised: every matrix of a block turns alike, by the median of the rates; linear: warm-up
 over WARMUP steps; momentum: heavy ball, BETA; first and last matrix: learning rate LAST. 4 heads,
 mnist5k as 16 patches of 7 x 7, the same weights and batches for all learning rates and schedules,
-float32. Runs that the tables hold are not repeated; delete the tables to start anew.
+float32.
 
 runs.csv: all, others: spread of E over all matrices of blocks and over those but queries and keys,
 mean over steps; loss: mean of the last 20 batches; accuracy: 1000 training images.

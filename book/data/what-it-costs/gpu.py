@@ -6,31 +6,16 @@ Training step with its SGD update, width 100, batch 100, tanh, standard batch no
 float32, no TF32.
 """
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
 from bnmlp import BNMLP, default_device, gradient_norms, sgd_step
-from bnmlp.book.making import Maker, rows_table
+from bnmlp.book.making import Maker, median_seconds, rows_table
 from bnmlp.networks.plain import PlainNetwork
 
 DEPTHS, REPLICAS, DEVICE = (100, 1000), (1, 10, 40), default_device()
 COLUMNS = ["plain loop (ms)", "step (ms a network)", "ratio", "gradient norms (ms a network)",
            "largest difference of logits"]  # fmt: skip
-
-
-def milliseconds(step: Callable[[], object], repeats: int) -> float:
-    """Median time of one call, after a warm-up."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        step()
-        torch.accelerator.synchronize() if torch.accelerator.is_available() else None
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[2:])
 
 
 def row(depth: int, replicas: int) -> list[float]:
@@ -47,10 +32,10 @@ def row(depth: int, replicas: int) -> list[float]:
 
     with torch.no_grad():
         difference = (model.logits(x)[0] - plain(x)).abs().max().item()
-    before = milliseconds(loop, 5)
-    ours = milliseconds(lambda: sgd_step(model, x, y, 1e-3), 10) / replicas
-    slow = (before + milliseconds(loop, 5)) / 2
-    norms = milliseconds(lambda: gradient_norms(model, x, y), 3) / replicas
+    before = 1e3 * median_seconds(loop, 5)
+    ours = 1e3 * median_seconds(lambda: sgd_step(model, x, y, 1e-3), 10) / replicas
+    slow = (before + 1e3 * median_seconds(loop, 5)) / 2
+    norms = 1e3 * median_seconds(lambda: gradient_norms(model, x, y), 3) / replicas
     return [slow, ours, slow / ours, norms, difference]
 
 
