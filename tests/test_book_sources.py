@@ -172,6 +172,45 @@ def test_claims_can_be_listed_and_seen():
     assert len(ids) == len(set(ids)), "two claims with the same id"
 
 
+LONGEST = 10  # lines of a definition in a chapter, with its docstring
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name)
+def test_a_chapter_defines_nothing_long(page):
+    long = {d.name: n for d in definitions(page) if (n := d.end_lineno - d.lineno + 1) > LONGEST}
+    assert not long, f"split them, or take them from the package: {long}"
+
+
+def test_chapters_do_not_define_the_same_twice():
+    pages_of = {}
+    for page in NOTEBOOKS:
+        for d in definitions(page):
+            doc = ast.get_docstring(d) is not None
+            does = ast.dump(d.args) + "".join(map(ast.dump, d.body[doc:]))
+            pages_of.setdefault(does, {})[name(page)] = d.name
+    again = [found for found in pages_of.values() if len(found) > 1]
+    assert not again, f"move them into the package: {again}"
+
+
+def definitions(page: Path) -> list[ast.FunctionDef]:
+    """Functions and methods, also inside others, of the code cells of a page."""
+    nodes = [node for cell in code_cells(page) for node in ast.walk(ast.parse(cell.source))]
+    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name)
+def test_a_chapter_imports_in_one_sorted_block(page):
+    body = [node for cell in code_cells(page) for node in ast.parse(cell.source).body]
+    places = [i for i, node in enumerate(body) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert places == list(range(len(places))), "imports belong to the top of the first cell"
+    own = [n for n in body if isinstance(n, ast.ImportFrom) and n.module.startswith("bnmlp")]
+    modules = [node.module for node in own]
+    assert modules == sorted(set(modules)), f"one line for each module, sorted: {modules}"
+    for node in own:
+        names = [alias.name for alias in node.names]
+        assert names == sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+
+
 GENERATORS = re.compile(
     r"Generator\(|manual_seed\((?!seed_of\()|default_rng\((?!seed_of\()|RandomState|"
     r"np\.random\.(?!default_rng|SeedSequence)|(?<![\w.])random\.(?:random|seed|choice|gauss)|initial_seed"
