@@ -10,7 +10,7 @@ BOOK = PYTHONPATH=book/_ext$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m bnmlp_
 CHAPTERS := $(shell grep -rl --include='*.md' '^kernelspec:' book)
 NOTEBOOKS := $(CHAPTERS:%.md=.notebooks/%.ipynb)
 # One thread for each worker: kernels that compete for cores are many times slower.
-PARALLEL := --numprocesses logical --maxprocesses 8 --dist loadgroup
+PARALLEL := --numprocesses logical --maxprocesses 8
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help

@@ -16,6 +16,18 @@ hypothesis.settings.register_profile("bnmlp", deadline=None)
 hypothesis.settings.load_profile("bnmlp")
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """Give one worker all tests that share a book; xdist's own groups are lost on pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneBook(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, _ = nodeid.partition("::")
+            return file if file.endswith("test_book_rebuild.py") else nodeid
+
+    return OneBook(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

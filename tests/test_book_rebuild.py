@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "rebuild"
 BIN = Path(sys.executable).parent
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rebuild")]
+pytestmark = pytest.mark.slow  # one worker runs all of them: see conftest.py
 
 
 class Book:
@@ -44,6 +44,8 @@ class Book:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # Tests started in the background of a shell inherit that interrupts are ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def make(self, target: str = "book", limit: str = "", **variables: str) -> tuple[int, str]:

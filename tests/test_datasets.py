@@ -156,7 +156,7 @@ ROOT_OF_LINUX = hasattr(os, "setresuid") and os.getuid() == 0
 @contextlib.contextmanager
 def ordinary_user():
     """Permissions bind root too, as long as this lasts; what is imported late is so before."""
-    import torchvision.datasets  # noqa: F401
+    import torchvision.datasets
 
     if not ROOT_OF_LINUX:
         yield
@@ -168,6 +168,8 @@ def ordinary_user():
     stranger = next(number for number in range(54321, 65534) if number not in taken)
     os.setresuid(stranger, stranger, 0)
     try:
+        if not os.access(torchvision.datasets.__file__, os.R_OK):
+            pytest.skip("the libraries lie where only root may read")
         yield
     finally:
         os.setresuid(0, 0, 0)

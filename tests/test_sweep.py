@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from bnmlp import TrainingRun, gather, read_runs, train, train_all
 from bnmlp.cli import app
 from bnmlp.training import load_model, read_metrics, read_status
+from bnmlp.training.networks import NETWORKS
 from bnmlp.training.sweep import SweepError
 
 FIELDS = {
@@ -245,9 +246,13 @@ def test_the_command_trains_goes_on_and_shows(tmp_path):
 
 def test_the_command_has_an_option_for_every_field():
     text = bnmlp("train", "--help").output
-    for name, field in TrainingRun.model_fields.items():
+    fields = {k: f for k, f in TrainingRun.model_fields.items() if k != "options"}
+    for kind in NETWORKS.values():
+        fields |= kind.model_fields
+    for name, field in fields.items():
         assert f"--{name.replace('_', '-')} " in text.replace("\n", " "), name
         assert field.description.split()[0] in text
+    assert "--argument " in text, "options of a network of one's own"
 
 
 def test_the_command_runs_files_and_reports_failures(tmp_path):

@@ -183,7 +183,7 @@ MUTATIONS = [
     ),
     Mutation(
         "flow", "spectrum flow on the wrong clock", "theory/closed_forms.py",
-        "times = layers / (d + 2)", "times = 0.9 * layers / (d + 2)",
+        "times = depths / (d + 2)", "times = 0.9 * depths / (d + 2)",
     ),
     Mutation(
         "quadrature", "Gaussian means cut off at one standard deviation", "theory/gaussian.py",
