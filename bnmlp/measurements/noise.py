@@ -70,7 +70,8 @@ def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         Flattened gradients, in the order of ``model.parameters()``. Shape ``(n, P)``.
 
     Raises:
-        ValueError: If samples share the statistics of a batch, or as :func:`hessian`.
+        ValueError: If samples share the statistics of a batch, or as
+            :func:`bnmlp.measurements.curvature.hessian`.
     """
     if ties_samples(model):
         raise ValueError(

@@ -58,7 +58,8 @@ def matrix_gradients(network: Network, x: Tensor, y: Tensor) -> tuple[dict[str, 
         y: Labels. Shape ``(n,)`` or ``(R, n)``.
 
     Returns:
-        Gradients as :meth:`Network.weight_matrices`, and losses of shape ``(R,)``.
+        Gradients as :meth:`bnmlp.networks.protocol.Network.weight_matrices`, and losses of shape
+        ``(R,)``.
 
     Raises:
         ValueError: If samples and labels do not fit.

@@ -44,10 +44,10 @@ def forward_kernels(
             sample follow each other. Shape ``(N, N)`` with N = samples * T.
         depth: Blocks.
         samples: Of the batch; attention stays within each.
-        norm: As in :class:`Transformer`.
-        skip: As in :class:`Transformer`.
-        attention: As in :class:`Transformer`.
-        causal: As in :class:`Transformer`.
+        norm: As in :class:`bnmlp.networks.transformer.Transformer`.
+        skip: As in :class:`bnmlp.networks.transformer.Transformer`.
+        attention: As in :class:`bnmlp.networks.transformer.Transformer`.
+        causal: As in :class:`bnmlp.networks.transformer.Transformer`.
         draws: Attention matrices to average over in each block.
         seed: Of these.
 
@@ -152,7 +152,7 @@ def _score_gradients(a: Tensor, f: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def token_kernel(x: Tensor) -> Tensor:
-    """Covariance per feature of the tokens before the first block of a wide :class:`Transformer`.
+    """Covariance per feature of the tokens before the first block of a wide transformer.
 
     Args:
         x: Tokens. Shape ``(n, T, in)``.

@@ -218,7 +218,7 @@ def correlation_map(
 
     Raises:
         ValueError: If the length is zero or the correlation outside [-1, 1], or an argument is
-            refused by :func:`length_map` or :func:`gaussian_product`.
+            refused by :func:`length_map` or :func:`bnmlp.theory.gaussian.gaussian_product`.
     """
     check_variances(weight_variance, bias_variance)
     if not (q > 0 and -1 <= c <= 1):

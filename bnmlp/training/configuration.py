@@ -48,7 +48,7 @@ class TrainingRun(BaseModel):
 
     ``network`` names what is trained: a :class:`BNMLP`, whose fields are those of the run, or
     another kind, whose fields may be given like these and are kept in ``options``: see
-    :mod:`bnmlp.training.networks`. ``"module:function"`` or ``"file.py:function"`` is a network of
+    ``bnmlp.training.networks``. ``"module:function"`` or ``"file.py:function"`` is a network of
     your own; the function is called with ``options`` and returns a module that maps samples to
     logits.
 

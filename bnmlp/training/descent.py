@@ -148,7 +148,7 @@ def held(value: float | Tensor) -> Rule:
 
 
 def critical(target: float | Tensor) -> Rule:
-    """At most the critical learning rate of the moment, see :func:`critical_learning_rate`."""
+    """At most the critical learning rate of the moment, where largest and smallest rate meet."""
     return lambda rates, t: torch.minimum(_like(target, rates), critical_learning_rate(rates))
 
 

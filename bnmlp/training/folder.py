@@ -83,8 +83,8 @@ def read_rates(directory: Path | str) -> pd.DataFrame:
     """Effective rates in the folder of a run with ``rates_every``.
 
     Returns:
-        Indexed by step and replica: ``spread``, the log-ratio of the largest to the smallest rate,
-        these two, and the critical learning rate.
+        The log-ratio ``spread`` of the largest to the smallest rate, these two, and the critical
+        learning rate, indexed by step and replica.
 
     Raises:
         FileNotFoundError: If the run has recorded none.
