@@ -271,6 +271,16 @@ def test_averages_are_kept_also_after_an_error(case):
     assert same(before, network)
 
 
+def test_a_module_may_say_itself_what_is_normalised():
+    class Residual(Own):
+        def normalized(self):
+            return ["body.0.weight"]
+
+    assert as_network(Own()).normalized() == ["body.0.weight", "body.4.weight"]
+    assert as_network(Residual()).normalized() == ["body.0.weight"]
+    assert copies(Residual, 1).normalized() == ["body.0.weight"]
+
+
 def test_dropout_is_off_in_measurements():
     torch.manual_seed(0)
     network, x, y = copies(Own, 1), torch.randn(N, 16), torch.randint(CLASSES, (N,))

@@ -227,39 +227,34 @@ def _evaluate_any(
 
 def _recalibrate_any(network: Network, x: Tensor) -> None:
     """One batch of all samples: each layer sees what layers with its statistics make of them."""
-    modules = averaging(network)
-    before = [(m, m.momentum, m.running_mean.clone(), m.running_var.clone()) for m in modules]
-    modes = [(m, m.training) for m in network.modules()]
-    sizes: dict[nn.Module, int] = {}
+    modules, sizes, found = averaging(network), {}, []
 
     def count(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         sizes[module] = given[0].numel() // given[0].shape[1]
 
     layers = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    hooks = [m.register_forward_pre_hook(count) for m in layers]
     n = x.shape[1] if x.ndim > 2 and modules and not layers else len(x)
     if modules:
         refuse_single_sample("recalibration", n)
-    try:
-        network.eval()
-        for module in modules:
-            module.training, module.momentum = True, 1.0
-        network(x)
-    except BaseException:
-        for module, _, mean, var in before:
-            module.running_mean.copy_(mean)
-            module.running_var.copy_(var)
-        raise
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, momentum, *_ in before:
-            module.momentum = momentum
-        for module, mode in modes:
-            module.training = mode
-    for module in modules:  # PyTorch keeps the unbiased variance
-        seen = sizes.get(module, n)
-        module.running_var.mul_((seen - 1) / seen)
+    momenta = [module.momentum for module in modules]
+    hooks = [layer.register_forward_pre_hook(count) for layer in layers]
+    with averages_kept(network, training=False):
+        try:
+            for module in modules:
+                module.training, module.momentum = True, 1.0
+            network(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, momentum in zip(modules, momenta, strict=True):
+                module.momentum = momentum
+        for module in modules:  # PyTorch keeps the unbiased variance
+            seen = sizes.get(module, n)
+            var = module.running_var * ((seen - 1) / seen)
+            found.append((module, module.running_mean.clone(), var))
+    for module, mean, var in found:
+        module.running_mean.copy_(mean)
+        module.running_var.copy_(var)
 
 
 def _chunks(batches: tuple[Tensor, ...]) -> list[list[Tensor]]:

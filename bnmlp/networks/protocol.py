@@ -153,7 +153,14 @@ def stacked(modules: Sequence[nn.Module], sample_ndim: int = 1) -> Stacked:
 
 
 def normalized_matrices(module: nn.Module) -> list[str]:
-    """Matrices right before a normalisation, as modules are registered, for :class:`Network`."""
+    """Matrices that a normalisation follows in the order in which modules are registered.
+
+    For a chain of modules these are the normalised ones. Where something is added in between, as
+    a skip connection before a norm, the order tells nothing: such a module has a method
+    ``normalized`` of its own, which returns the names.
+    """
+    if hasattr(module, "normalized"):
+        return module.normalized()
     found, last = [], None
     for name, part in module.named_modules():
         if isinstance(part, NORMALIZATIONS) and last is not None:
@@ -348,5 +355,5 @@ def refuse_several(model: nn.Module) -> None:
     if replicas != 1:
         raise ValueError(
             f"curvature is measured one network at a time, got {replicas}; take one with "
-            "bnmlp.networks.replicas.subset(model, [r]) "
+            "bnmlp.networks.replicas.subset(model, [r])"
         )
