@@ -62,8 +62,8 @@ def layer_nonlinearity(model: BNMLP, x: Tensor) -> Tensor:
     Returns:
         Shares, float64. Shape ``(depth, R)``.
     """
-    stages = enumerate(model.stages(x))
-    return torch.stack([nonlinear_share(model.gain_of(i, z) * z, h) for i, (_, z, h) in stages])
+    layers = zip(model.gains_like(x), model.stages(x), strict=True)
+    return torch.stack([nonlinear_share(gain * z, h) for gain, (_, z, h) in layers])
 
 
 @torch.no_grad()
@@ -88,9 +88,9 @@ def accuracy_linear_after(
     if not isinstance(model.activation, str):
         raise ValueError("several activations; take the networks of one with replicas.subset")
     h = x.unflatten(0, (-1, 1, batch_size)).mT  # (batches, 1, features, n)
-    for i, weight in enumerate(model.layer_weights()):
-        h = batch_norm(weight @ h, eps=model.eps)
-        h = model.gain_of(i, h) * h
+    gains, weights = model.gains_like(x), model.layer_weights()
+    for i, (gain, weight) in enumerate(zip(gains, weights, strict=True)):
+        h = gain * batch_norm(weight @ h, eps=model.eps)
         h = ACTIVATIONS[model.activation](h) if i < kept else h
     right = model.head(h).argmax(-1) == y.unflatten(0, (-1, 1, batch_size))
     return right.double().mean((0, 2))

@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnmlp.layers.activations import activation_parts
-from bnmlp.layers.normalization import batch_norm, layer_norm, refuse_single_sample
+from bnmlp.layers.normalization import refuse_single_sample
 from bnmlp.layers.seeds import random_order
 from bnmlp.machine.modes import outside_modes
 from bnmlp.machine.precision import float64
@@ -93,11 +93,10 @@ def evaluate(
     if model.norm == "batch" and statistics == "batch" and model.center:
         refuse_single_sample("evaluate", min(len(x), batch_size))
         batches = min(batches, len(x) // 2)
-    if model.norm != "batch" or statistics == "batch":
-        averages = None
-    elif statistics == "running":
+    averages = None
+    if model.norm == "batch" and statistics == "running":
         averages = model.running_mean, model.running_var
-    else:
+    elif model.norm == "batch" and statistics == "recalibrated" and calibration is not None:
         averages = population_statistics(model, calibration, batch_size)
 
     order = random_order(len(x), 0).to(x.device)
@@ -146,13 +145,13 @@ def population_statistics(model: BNMLP, x: Tensor, batch_size: int) -> tuple[Ten
     Args:
         model: R networks with batch normalisation.
         x: Samples. Shape ``(N, in_features)`` or ``(R, N, in_features)``.
-        batch_size: See :func:`recalibrate`.
+        batch_size: See :func:`bnmlp.recalibrate`.
 
     Returns:
         As ``running_mean`` and ``running_var`` of the model. Each of shape ``(depth, R, width)``.
 
     Raises:
-        ValueError: As :func:`recalibrate`.
+        ValueError: As :func:`bnmlp.recalibrate`.
     """
     model.check_input(x)
     n = x.shape[-2]
@@ -210,7 +209,7 @@ def _evaluate_any(
         batches = min(batches, len(x) // 2)
     total = torch.zeros(2, network.replicas, dtype=torch.float64, device="cpu")
     with averages_kept(network):
-        if statistics == "recalibrated":
+        if statistics == "recalibrated" and calibration is not None:
             _recalibrate_any(network, calibration)
         network.eval()
         for module in normalizing:
@@ -227,7 +226,9 @@ def _evaluate_any(
 
 def _recalibrate_any(network: Network, x: Tensor) -> None:
     """One batch of all samples: each layer sees what layers with its statistics make of them."""
-    modules, sizes, found = averaging(network), {}, []
+    modules: list[Any] = averaging(network)
+    sizes: dict[nn.Module, int] = {}
+    found = []
 
     def count(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         sizes[module] = given[0].numel() // given[0].shape[1]
@@ -273,17 +274,13 @@ def _logits(
     model: BNMLP, x: Tensor, averages: tuple[Tensor, Tensor] | None, batch_size: int
 ) -> Tensor:
     """Logits ``(R, N, out)`` with fixed statistics, or with those of batches in a row."""
-    options = {"center": model.center, "unit": model.unit_norm, "eps": model.eps}
 
     def normalize(i: int, z: Tensor) -> Tensor:
-        if model.norm == "none":
-            return z
-        if model.norm == "layer":
-            return layer_norm(z, **options)
+        if model.norm != "batch":
+            return model.normalize(z)
         if averages is not None:
             return _fixed_norm(model, z, averages[0][i], averages[1][i])
-        batches = z.unflatten(-1, (-1, batch_size))  # (R, d, batches, n)
-        return batch_norm(batches, **options).flatten(-2)
+        return model.normalize(z.unflatten(-1, (-1, batch_size))).flatten(-2)
 
     return model.head(_last_representation(model, x, normalize))
 
@@ -298,11 +295,11 @@ def _last_representation(
 ) -> Tensor:
     """The way in with a normalisation of one's choice, in place where it can be."""
     h, parts = x.mT, activation_parts(model.activation)
-    for i, weight in enumerate(model.layer_weights()):
+    layers = zip(model.layer_weights(), model.gains_like(x), strict=True)
+    for i, (weight, gain) in enumerate(layers):
         z = weight @ h  # (R, d, N)
-        if model.layer_bias is not None:
+        if model.bias:
             z += model.layer_bias[i].unsqueeze(-1)
-        gain = model.gain_of(i, z)
         if model.order == "act_norm":
             z = activate(parts, z.mul_(gain), z)
         h = normalize(i, z)

@@ -32,7 +32,7 @@ TESTS = {
     "losses": ("step", "transformer"),
     "noise": ("curvature",),
     "rates": ("weight_dynamics", "transformer"),
-    "recipe": ("mlp",),
+    "recipe": ("recipe", "mlp"),
     "sources": ("datasets",),
 }
 

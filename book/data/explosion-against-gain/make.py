@@ -20,9 +20,9 @@ def main() -> None:
     """Run each activation and gain on the same weights; keep every hundredth layer."""
     maker, device, parts = Maker(globals()), default_device(), {}
     x, y = load_dataset("mnist5k").batches(WIDTH, REPLICAS, device=device)
-    model = BNMLP(784, WIDTH, DEPTH, 10, replicas=REPLICAS, device=device)
+    drawn = BNMLP(784, WIDTH, DEPTH, 10, replicas=REPLICAS, device=device)
     for activation, gain in KINDS:
-        model.activation, model.gains = activation, [gain] * DEPTH
+        model = drawn.with_gains(activation, [gain] * DEPTH)
         logs = gradient_norms(model, x, y, log=True)
         parts[activation, gain] = growth_table(logs, range(EVERY, DEPTH, EVERY), digits=4)
     table = pd.concat(parts, names=["activation", "gain"])

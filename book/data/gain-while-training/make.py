@@ -46,9 +46,8 @@ def record(rate: float, kind: str, gains: list[float]) -> tuple[pd.DataFrame, pd
     """Train networks whose logits and hidden gradients start at one scale; rows of both tables."""
     data = load_dataset("mnist5k")
     activation = "identity" if kind == "linear" else "tanh"
-    options = {"activation": activation, "replicas": REPLICAS, "seed": DEPTH, "eps": 0.0}
-    model, axes = BNMLP(784, WIDTH, DEPTH, 10, **options), {"learning_rate": rate, "kind": kind}
-    model.gains = gains
+    drawn = BNMLP(784, WIDTH, DEPTH, 10, replicas=REPLICAS, seed=DEPTH, eps=0.0)
+    model, axes = drawn.with_gains(activation, gains), {"learning_rate": rate, "kind": kind}
     model.output_weight.data /= gains[-1]
     probe = data.batches(BATCH, REPLICAS, seed=99)
     layers = [layer_rows(model, *probe, **axes, moment="start")]
