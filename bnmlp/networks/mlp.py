@@ -399,7 +399,7 @@ class BNMLP(nn.Module):
         self.check_input(x)
         self.check_batch_size(x)
         biases = self.layer_bias.unsqueeze(-1).unbind() if self.bias else None
-        norm_first = self.order == "norm_act"
+        norm_first, parts = self.order == "norm_act", activation_parts(self.activation)
         h = x.mT  # (in, n) or (R, in, n)
         for i, weight in enumerate(self.layer_weights()):
             z = weight @ h  # (R, width, n)
@@ -407,9 +407,9 @@ class BNMLP(nn.Module):
                 z = z + biases[i]
             if norm_first:
                 middle = self._normalize(i, z, update_averages)
-                h = self._activate(i, middle)
+                h = _activate(parts, self.gains_like(middle)[i], middle)
             else:
-                middle = self._activate(i, z)
+                middle = _activate(parts, self.gains_like(z)[i], z)
                 h = self._normalize(i, middle, update_averages)
             yield z, middle, h
 
@@ -443,14 +443,6 @@ class BNMLP(nn.Module):
             return tuple(gain for (gain,) in rows)
         exact = torch.tensor(rows, dtype=torch.float64, device="cpu")
         return exact.to(device, dtype)[..., None, None].unbind()
-
-    def _activate(self, i: int, z: Tensor) -> Tensor:
-        gain = self.gains_like(z)[i]
-        z = z * gain if isinstance(gain, Tensor) or gain != 1 else z
-        parts = activation_parts(self.activation)
-        if len(parts) == 1:
-            return ACTIVATIONS[parts[0][1]](z)
-        return torch.cat([ACTIVATIONS[name](z[part]) for part, name in parts])
 
     def _normalize(self, i: int, z: Tensor, update: bool) -> Tensor:
         recipe = self._recipe
@@ -536,6 +528,13 @@ class BNMLP(nn.Module):
                 f"BNMLP: expected samples of shape {expected}, got {tuple(x.shape)}; "
                 "samples are rows here, flatten images first"
             )
+
+
+def _activate(parts: list[tuple[slice, str]], gain: float | Tensor, z: Tensor) -> Tensor:
+    z = z * gain if isinstance(gain, Tensor) or gain != 1 else z
+    if len(parts) == 1:
+        return ACTIVATIONS[parts[0][1]](z)
+    return torch.cat([ACTIVATIONS[name](z[part]) for part, name in parts])
 
 
 def paper_network(
