@@ -1,22 +1,24 @@
 """Gradient descent that looks at effective learning rates, for every network."""
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnmlp.measurements.rates import lengths
+from bnmlp.measurements.rates import lengths, spread
 from bnmlp.networks.losses import parameter_gradients
 from bnmlp.networks.protocol import Network
-from bnmlp.theory.weight_dynamics import critical_learning_rate
+from bnmlp.theory.weight_dynamics import critical_learning_rate, momentum_path
 
 # From rates (matrices, R) and step to learning rates: a number, or of shape (R,) or (matrices, R).
 Rule = Callable[[Tensor, int], "float | Tensor"]
 
 
 class Moment(NamedTuple):
-    """What one step was: everything as it was before the step.
+    """What one step was: everything as it was before the step. :func:`history` has all in one.
 
     Attributes:
         losses: Mean cross entropy. Shape ``(R,)``.
@@ -31,6 +33,26 @@ class Moment(NamedTuple):
     rates: Tensor
     norms: Tensor
     learning_rates: Tensor
+
+    @property
+    def spread(self) -> Tensor:
+        """Log-ratio of the largest to the smallest rate, nats. Shape ``(R,)``."""
+        return spread(self.rates.movedim(-2, 0))
+
+    @property
+    def turns(self) -> Tensor:
+        """The same of learning rate times rate, the angle by which a matrix turns."""
+        return spread((self.learning_rates * self.rates).movedim(-2, 0))
+
+    @property
+    def base_norms(self) -> Tensor:
+        """Gradient norms that weights of norm one would have. Shape ``(M, R)``."""
+        return self.rates * self.norms.square()
+
+    def of(self, matrices: slice | Sequence[int] | Sequence[bool]) -> "Moment":
+        """The same, of some of the matrices only."""
+        fields = ("rates", "norms", "learning_rates")
+        return self._replace(**{name: getattr(self, name)[..., matrices, :] for name in fields})
 
 
 class Descent:
@@ -142,14 +164,40 @@ def history(moments: Iterable[Moment]) -> Moment:
     return Moment(*map(torch.stack, zip(*moments, strict=True)))
 
 
+def mapped_rates(
+    run: Moment, momentum: float = 0.0, learning_rates: Iterable[float | Tensor] | None = None
+) -> Tensor:
+    """What rates would be if gradients at unit weights kept the length that they have at first.
+
+    Args:
+        run: All steps, of :func:`history`.
+        momentum: Of the descent.
+        learning_rates: Of each step, those of the run if omitted.
+
+    Returns:
+        Before each step, by :func:`bnmlp.theory.weight_dynamics.momentum_map` with gradients that
+        have nothing to do with velocities. Shape ``(steps, M, R)``.
+    """
+    base, sizes = run.base_norms[0], run.learning_rates
+    sizes = sizes if learning_rates is None else learning_rates
+    return base / momentum_path(run.norms[0] ** 2, itertools.repeat(base), sizes, momentum)
+
+
 def held(value: float | Tensor) -> Rule:
     """One learning rate for all matrices, constant; a number or of shape ``(R,)``."""
     return lambda rates, t: value
 
 
-def critical(target: float | Tensor) -> Rule:
-    """At most the critical learning rate of the moment, where largest and smallest rate meet."""
-    return lambda rates, t: torch.minimum(_like(target, rates), critical_learning_rate(rates))
+def critical(target: float | Tensor, among: slice = slice(None)) -> Rule:
+    """At most the critical learning rate of the moment, where largest and smallest rate meet.
+
+    Args:
+        target: The learning rate to reach.
+        among: Matrices whose rates are looked at.
+    """
+    return lambda rates, t: torch.minimum(
+        _like(target, rates), critical_learning_rate(rates[among])
+    )
 
 
 def equalised(target: float | Tensor) -> Rule:
@@ -168,9 +216,49 @@ def tilted(target: float | Tensor, slope: float) -> Rule:
     return rule
 
 
+def levelled(target: float | Tensor) -> Rule:
+    """As :func:`equalised`, but at the median of the rates, which may be zero."""
+    return lambda rates, t: target * rates.median(0).values / rates.clamp_min(1e-30)
+
+
+def cosine(target: float | Tensor, steps: int) -> Rule:
+    """One learning rate for all matrices that falls from ``target`` to zero along a cosine."""
+    return lambda rates, t: target * (1 + math.cos(math.pi * t / steps)) / 2
+
+
 def warmed(target: float | Tensor, steps: int) -> Rule:
     """One learning rate for all matrices that rises linearly to ``target`` over some steps."""
     return lambda rates, t: target * min(1, (t + 1) / steps)
+
+
+def rule_of(
+    schedule: str, target: float | Tensor, *, steps: int = 1, warmup: int = 1, tilt: float = 0.0
+) -> Rule:
+    """The rule of a schedule by its name.
+
+    Args:
+        schedule: ``"constant"``, ``"linear"`` (a warm-up), ``"cosine"``, ``"critical"``,
+            ``"equalised"``, ``"levelled"`` or ``"tilted"``.
+        target: The learning rate to reach.
+        steps: Of the training, for the cosine.
+        warmup: Steps of the warm-up.
+        tilt: See :func:`tilted`.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    rules: dict[str, Callable[[], Rule]] = {
+        "constant": lambda: held(target),
+        "linear": lambda: warmed(target, warmup),
+        "cosine": lambda: cosine(target, steps),
+        "critical": lambda: critical(target),
+        "equalised": lambda: equalised(target),
+        "levelled": lambda: levelled(target),
+        "tilted": lambda: tilted(target, tilt),
+    }
+    if schedule not in rules:
+        raise ValueError(f"unknown schedule {schedule!r}; use one of {', '.join(rules)}")
+    return rules[schedule]()
 
 
 def turning(angles: Tensor) -> Rule:

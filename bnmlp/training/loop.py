@@ -20,11 +20,12 @@ from bnmlp.layers.seeds import random_order, stored_streams
 from bnmlp.machine import storage
 from bnmlp.machine.settings import default_device
 from bnmlp.machine.threads import keep_threads
-from bnmlp.measurements.evaluation import STATISTICS, evaluate
+from bnmlp.measurements.evaluation import STATISTICS
 from bnmlp.measurements.layer_table import layer_table
 from bnmlp.measurements.rates import matrix_rates, spread
+from bnmlp.measurements.scores import evaluations
 from bnmlp.networks.losses import matrix_gradients
-from bnmlp.networks.protocol import averaging, without_dropout
+from bnmlp.networks.protocol import without_dropout
 from bnmlp.networks.replicas import read_replica, subset, write_replica
 from bnmlp.theory.weight_dynamics import critical_learning_rate
 from bnmlp.training.configuration import TrainingRun
@@ -240,16 +241,10 @@ class _Training:
         """Add a row for every network in training, apply the stop rules, save."""
         train_loss, train_accuracy = (self.sums / self.since).unbind()
         values = {"train_loss": train_loss, "train_accuracy": train_accuracy}
-        found = {}
-        for statistics in STATISTICS:
-            if statistics == "batch" or averaging(self.model):
-                found[statistics] = evaluate(
-                    self.model, *self.test, statistics,
-                    calibration=self.x[: self.run.calibration_samples],
-                    batch_size=self.run.batch_size,
-                )  # fmt: skip
-            else:  # without batch normalisation there are no statistics to differ in
-                found[statistics] = found["batch"]
+        calibration = self.x[: self.run.calibration_samples]
+        found = evaluations(
+            self.model, *self.test, calibration=calibration, batch_size=self.run.batch_size
+        )
         values |= {f"test_loss_{k}": v.loss for k, v in found.items()}
         values |= {f"test_accuracy_{k}": v.accuracy for k, v in found.items()}
         epoch = self.step / self.steps_per_epoch

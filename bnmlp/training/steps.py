@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bnmlp.layers.seeds import seed_of
-from bnmlp.networks.losses import scored_losses
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import Network
+from bnmlp.training.batchwise import optimizer_step
 from bnmlp.training.configuration import RATED, TrainingRun
-from bnmlp.training.descent import Descent, Rule, critical, equalised, tilted
+from bnmlp.training.descent import Descent, Rule, rule_of
 from bnmlp.training.step import scored_step
 
 
@@ -93,12 +93,8 @@ class _Torch:
     def step(self, x: Tensor, y: Tensor, rate: float, t: int) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad()
         with _own_randomness(x.device, self.seed, t):
-            losses, correct = scored_losses(self.network, x, y)
-            losses.sum().backward()
-        self.optimizer.step()
-        return losses.detach(), correct
+            return optimizer_step(self.network, x, y, self.optimizer)
 
     def state(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
@@ -117,11 +113,7 @@ class _ByRates:
         )
 
     def _rule(self, target: float) -> Rule:
-        if self.run.schedule == "critical":
-            return critical(target)
-        if self.run.schedule == "equalised":
-            return equalised(target)
-        return tilted(target, self.run.tilt)
+        return rule_of(self.run.schedule, target, tilt=self.run.tilt)
 
     def step(self, x: Tensor, y: Tensor, rate: float, t: int) -> tuple[Tensor, Tensor]:
         self.descent.rule, self.descent.others = self._rule(rate), lambda rates, t: rate

@@ -115,16 +115,17 @@ def train_all(
     return gather(directory)
 
 
-def gather(directory: Path | str) -> pd.DataFrame:
+def gather(directory: Path | str, fields: Sequence[str] | None = None) -> pd.DataFrame:
     """Metrics of all runs below a folder, finished or not, as one table.
 
     Args:
         directory: Parent of the runs' folders.
+        fields: Of :class:`TrainingRun`, to tell the runs apart; if omitted, those that differ
+            between them.
 
     Returns:
-        The rows of :func:`read_metrics` behind the columns ``name`` and every field of
-        :class:`TrainingRun` that differs between the runs; the rate of each row is
-        ``current_learning_rate``.
+        The rows of :func:`read_metrics` behind the columns ``name`` and the fields; the rate of
+        each row is ``current_learning_rate``.
 
     Raises:
         FileNotFoundError: If there is no run.
@@ -132,12 +133,13 @@ def gather(directory: Path | str) -> pd.DataFrame:
     folders = run_folders(directory)
     if not folders:
         raise FileNotFoundError(f"no run in {directory}")
-    fields = pd.DataFrame([read_run(folder).model_dump() for folder in folders])
-    varied = [c for c in fields if c != "name" and fields[c].astype(str).nunique() > 1]
+    runs = pd.DataFrame([read_run(folder).model_dump() for folder in folders])
+    if fields is None:
+        fields = [c for c in runs if c != "name" and runs[c].astype(str).nunique() > 1]
     tables = []
-    for folder, (_, row) in zip(folders, fields.iterrows(), strict=True):
+    for folder, (_, row) in zip(folders, runs.iterrows(), strict=True):
         table = read_metrics(folder).rename(columns={"learning_rate": "current_learning_rate"})
-        for position, column in enumerate(["name", *varied]):
+        for position, column in enumerate(["name", *fields]):
             table.insert(position, column, row[column])
         tables.append(table)
     measured = [table for table in tables if len(table)]  # empty ones would change the types
