@@ -110,3 +110,16 @@ def test_mapped_rates_begin_with_the_measured_ones_and_follow_the_map():
     for t in range(5):
         torch.testing.assert_close(mapped_rates(heavy, 0.9)[t], base / state[0])
         state = momentum_map(state, base, 0.3, 0.9)
+
+
+@pytest.mark.parametrize("rule", [held(0.1), lambda rates, t: 0.1, critical(0.1)])
+def test_learning_rates_that_are_numbers_keep_all_digits(rule):
+    model, twin = (BNMLP(6, 5, 3, 4, dtype=torch.float64) for _ in range(2))
+    batch = torch.randn(8, 6, dtype=torch.float64), torch.randint(4, (8,))
+    (moment,) = descent(model, [batch], rule, others=lambda rates, t: 0.3)
+    assert moment.learning_rates.unique().tolist() == [0.1]
+    torch.nn.functional.cross_entropy(twin(batch[0])[0], batch[1]).backward()
+    for name, p in twin.named_parameters():
+        moved = p - (0.3 if name == "output_weight" else 0.1) * p.grad
+        error = (model.get_parameter(name) - moved).abs().max() / p.grad.abs().max()
+        assert error < 1e-14, f"{name}: {error:.0e}"

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from bnmlp.measurements.rates import lengths, spread
 from bnmlp.networks.losses import parameter_gradients
 from bnmlp.networks.protocol import Network
 from bnmlp.theory.weight_dynamics import critical_learning_rate, momentum_path
+from bnmlp.training.networks import as_module
 
 # From rates (matrices, R) and step to learning rates: a number, or of shape (R,) or (matrices, R).
 Rule = Callable[[Tensor, int], "float | Tensor"]
@@ -83,7 +84,8 @@ class Descent:
         weight_decay: float = 0.0,
         others: Rule | None = None,
     ) -> None:
-        self.network, self.rule, self.others = network, rule, others
+        self.network, self.module = network, as_module(network)
+        self.rule, self.others = rule, others
         self.momentum, self.weight_decay = momentum, weight_decay
         self.names = network.normalized()
         if not self.names:
@@ -97,24 +99,26 @@ class Descent:
             x: Samples. Shape ``(n, ...)`` or ``(R, n, ...)``.
             y: Labels. Shape ``(n,)`` or ``(R, n)``.
             t: Number of the step, from 0, for the rule.
+
+        Returns:
+            Everything as it was before.
         """
         gradients, losses, correct = parameter_gradients(self.network, x, y)
         with torch.no_grad():
             along = self.network.weight_matrices(gradients)
-            weights = self.network.weight_matrices(
-                {k: p.detach() for k, p in self.network.named_parameters()}
-            )
+            values = {k: p.detach() for k, p in self.module.named_parameters()}
+            weights = self.network.weight_matrices(values)
             norms = lengths(weights[k] for k in self.names)
             rates = lengths(along[k] for k in self.names) / norms
             sizes = self._sizes(self.rule(rates, t), rates)
             for name, size in zip(self.names, sizes, strict=True):
                 weights[name].sub_(_columns(size, weights[name]) * self._way(name, along, weights))
             others = sizes[-1] if self.others is None else self.others(rates, t)
-            self._others(gradients, torch.as_tensor(others).to(rates).expand(len(sizes[-1])))
+            self._others(gradients, _like(others, rates).expand(len(sizes[-1])))
         return Moment(losses, correct, rates, norms, sizes)
 
     def _sizes(self, value: float | Tensor, rates: Tensor) -> Tensor:
-        return torch.as_tensor(value).to(rates).expand_as(rates)
+        return _like(value, rates).expand_as(rates)
 
     def _way(self, name: str, along: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
         way = along[name]
@@ -128,7 +132,7 @@ class Descent:
 
     def _others(self, gradients: dict[str, Tensor], sizes: Tensor) -> None:
         """Plain steps of the parameters that are not made of normalised matrices."""
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in self.module.named_parameters():
             made_of = self.network.weight_matrices({name: parameter})
             if name in gradients and not set(made_of) & set(self.names):
                 axis = self.network.replica_axis(name)
@@ -141,7 +145,7 @@ class Descent:
 
 
 def descent(
-    network: Network, batches: Iterable[tuple[Tensor, Tensor]], rule: Rule, **options: object
+    network: Network, batches: Iterable[tuple[Tensor, Tensor]], rule: Rule, **options: Any
 ) -> Iterator[Moment]:
     """Train on batches, a step for each.
 
@@ -178,8 +182,8 @@ def mapped_rates(
         Before each step, by :func:`bnmlp.theory.weight_dynamics.momentum_map` with gradients that
         have nothing to do with velocities. Shape ``(steps, M, R)``.
     """
-    base, sizes = run.base_norms[0], run.learning_rates
-    sizes = sizes if learning_rates is None else learning_rates
+    base = run.base_norms[0]
+    sizes = run.learning_rates if learning_rates is None else learning_rates
     return base / momentum_path(run.norms[0] ** 2, itertools.repeat(base), sizes, momentum)
 
 
@@ -194,6 +198,9 @@ def critical(target: float | Tensor, among: slice = slice(None)) -> Rule:
     Args:
         target: The learning rate to reach.
         among: Matrices whose rates are looked at.
+
+    Returns:
+        The rule.
     """
     return lambda rates, t: torch.minimum(
         _like(target, rates), critical_learning_rate(rates[among])
@@ -244,6 +251,9 @@ def rule_of(
         warmup: Steps of the warm-up.
         tilt: See :func:`tilted`.
 
+    Returns:
+        The rule.
+
     Raises:
         ValueError: If the name is unknown.
     """
@@ -266,12 +276,15 @@ def turning(angles: Tensor) -> Rule:
 
     Args:
         angles: Learning rate times rate. Shape ``(M, 1)`` or ``(M, R)``.
+
+    Returns:
+        The rule.
     """
     return lambda rates, t: angles / rates
 
 
 def _like(value: float | Tensor, rates: Tensor) -> Tensor:
-    return torch.as_tensor(value).to(rates)
+    return torch.as_tensor(value, dtype=rates.dtype, device=rates.device)
 
 
 def _columns(size: Tensor, weight: Tensor) -> Tensor:
