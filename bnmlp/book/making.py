@@ -23,7 +23,7 @@ SIZES = (int, float, str, tuple, dict, SimpleNamespace)
 RUNS = re.compile(  # a line of a docstring that runs something, up to a remark
     r"^(?:[A-Z_]+=\S+ )*(?:nice|python|bnmlp) .*?(?=  |$)", re.MULTILINE
 )
-OF_TABLES = re.compile(r"(?:(`\S+\.csv`(?:, `\S+\.csv`)*): )?(.*)")
+OF_TABLES = re.compile(r"`\S+\.csv`(?:, `\S+\.csv`)*: ")
 NUMBER = re.compile(r"-\d+(?=$|\.csv)")  # a size at the end of a name
 
 
@@ -52,9 +52,9 @@ class Maker:
         """Comment lines of a table."""
         lines = []
         for paragraph in self.paragraphs:
-            names, text = OF_TABLES.fullmatch(paragraph).groups()
-            if not names or f"`{NUMBER.sub('', name)}.csv`" in NUMBER.sub("", names):
-                lines.append(text)
+            names = OF_TABLES.match(paragraph)
+            if not names or f"`{NUMBER.sub('', name)}.csv`" in NUMBER.sub("", names[0]):
+                lines.append(OF_TABLES.sub("", paragraph))
         return [*lines, *([self.sizes] if self.sizes else [])]
 
     def store(
@@ -160,7 +160,9 @@ def _written(value: float | str) -> str:
 
 
 def rows_table(
-    rows: Mapping[tuple, object], names: Sequence[str], columns: Sequence[str] | None = None
+    rows: Mapping[tuple[Any, ...], object],
+    names: Sequence[str],
+    columns: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Rows by the labels that tell them apart.
 

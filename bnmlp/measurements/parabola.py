@@ -5,10 +5,9 @@ from torch import Tensor, nn
 
 from bnmlp.measurements.curvature import dense_hessian
 from bnmlp.measurements.noise import sample_gradients
-from bnmlp.theory.quadratic import Parabola
 
 
-def local_parabola(network: nn.Module, x: Tensor, y: Tensor) -> Parabola:
+def local_parabola(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Hessian of the mean loss, and slope and noise of the gradient along its eigenvectors.
 
     Args:
@@ -17,8 +16,9 @@ def local_parabola(network: nn.Module, x: Tensor, y: Tensor) -> Parabola:
         y: Labels. Shape ``(n,)``.
 
     Returns:
-        Of all P directions, curvatures ascending.
+        Curvatures, ascending, slopes, and variances of the gradient of one sample, as
+        :class:`bnmlp.theory.quadratic.Parabola` takes them. Each of shape ``(P,)``.
     """
     values, vectors = torch.linalg.eigh(dense_hessian(network, [(x, y)]))
     each = sample_gradients(network, x, y) @ vectors  # (n, P)
-    return Parabola(values, each.mean(0), each.var(0, correction=0))
+    return values, each.mean(0), each.var(0, correction=0)

@@ -97,7 +97,7 @@ def optimizer_step(
     return losses.detach(), correct
 
 
-def whole(training: Iterable[Tensor]) -> Tensor:
+def run_through(training: Iterable[Tensor]) -> Tensor:
     """Go through a training; what its steps yield, as losses ``(steps, R)`` of :func:`sgd`."""
     return torch.stack(list(training))
 

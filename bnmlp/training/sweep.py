@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
+    Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
     as_completed,
 )
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pandas as pd
 import torch
@@ -177,7 +179,7 @@ class _Processes:
         context = multiprocessing.get_context("spawn")  # forked processes and threads do not mix
         return ProcessPoolExecutor(1, context, torch.set_num_threads, (self.threads,))
 
-    def attempt(self, *arguments: object) -> End:
+    def attempt(self, *arguments: Any) -> End:
         """:func:`_attempt` in an idle process."""
         worker = self.idle.get()
         try:
@@ -199,7 +201,8 @@ def _through(
     say: Callable[[str], None],
 ) -> dict[str, str]:
     """Submit all runs and wait; names and reasons of those that failed."""
-    futures, failures = {}, {}
+    futures: dict[Future[End], str] = {}
+    failures: dict[str, str] = {}
     try:
         for run in runs:
             try:
@@ -223,7 +226,7 @@ def _through(
 
 
 def _attempt(
-    fields: dict,
+    fields: dict[str, Any],
     folder: Path,
     root: Path | str | None,
     progress: Callable[[str], None] | bool | None = False,
