@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from bnmlp import BNMLP, isometry_gap
 from bnmlp.networks.skip import SkipMLP
-from bnmlp.training.batchwise import looks, means_between, noisy_sgd, optimise, sgd, whole
+from bnmlp.training.batchwise import looks, means_between, noisy_sgd, optimise, run_through, sgd
 from bnmlp.training.measured import along, turning_table
 
 R = 2
@@ -46,7 +46,7 @@ def same(model, other):
 
 def test_plain_descent_is_torchs():
     model, twin = networks(), networks()
-    losses = whole(sgd(model, drawn(5), 0.1))
+    losses = run_through(sgd(model, drawn(5), 0.1))
     expected = naive(twin, drawn(5), torch.optim.SGD(twin.parameters(), 0.1))
     torch.testing.assert_close(losses, expected[:, 0])
     assert same(model, twin)
@@ -56,7 +56,7 @@ def test_plain_descent_is_torchs():
 def test_steps_of_an_optimiser_are_its_own(kind):
     sizes = {"in_features": 7, "width": 6, "out_features": 3, "dtype": torch.float64}
     model, twin = (SkipMLP(4, "batch", replicas=R, **sizes) for _ in range(2))
-    found = whole(optimise(model, drawn(4), kind(model.parameters(), 1e-3)))
+    found = run_through(optimise(model, drawn(4), kind(model.parameters(), 1e-3)))
     expected = naive(twin, drawn(4), kind(twin.parameters(), 1e-3))
     torch.testing.assert_close(found, expected)
     assert same(model, twin)
@@ -68,11 +68,11 @@ def test_noise_of_the_gradient_has_its_covariance():
     factor = torch.randn(3, size, dtype=torch.float64)
     batch, moved = next(drawn(1)), []
     quiet = copy.deepcopy(start)
-    whole(sgd(quiet, [batch], 0.1))
+    run_through(sgd(quiet, [batch], 0.1))
     generator = torch.Generator().manual_seed(2)
     for _ in range(400):
         model = copy.deepcopy(start)
-        losses = whole(noisy_sgd(model, [batch], 0.1, factor, generator))
+        losses = run_through(noisy_sgd(model, [batch], 0.1, factor, generator))
         moved.append((model.output_weight - quiet.output_weight).detach().flatten(1))
     noise = torch.stack(moved).flatten(0, 1) / 0.1  # (800, outputs), the last parameters
     covariance = noise.mT @ noise / len(noise)
@@ -80,7 +80,7 @@ def test_noise_of_the_gradient_has_its_covariance():
     expected = part.mT @ part
     assert (covariance - expected).norm() / expected.norm() < 0.15
     assert (noise.mean(0).norm() / expected.trace().sqrt()) < 0.1
-    torch.testing.assert_close(losses, whole(sgd(copy.deepcopy(start), [batch], 0.1)))
+    torch.testing.assert_close(losses, run_through(sgd(copy.deepcopy(start), [batch], 0.1)))
 
 
 def test_a_training_stops_at_each_look_and_goes_no_further():
@@ -120,7 +120,7 @@ def test_turning_is_that_of_the_weights():
     table = turning_table(model, drawn(4), 0.5, [2, 3], (2, 4))
     before = [twin.hidden_weight.detach().clone()]
     for batch in drawn(4):
-        whole(sgd(twin, [batch], 0.5))
+        run_through(sgd(twin, [batch], 0.5))
         before.append(twin.hidden_weight.detach().clone())
     assert table.index.names == ["step", "layer", "replica"]
     for step, layer, r in table.index:
