@@ -76,7 +76,7 @@ def cnn() -> pd.DataFrame:
     """Narrow CNNs on small images, SGD as in the study's first setting."""
     data, tables = load_dataset("mnist5k"), []
     x, test_x = (images(v, pooled=POOLED) for v in (data.train_x, data.test_x))
-    parts = dict(zip(LOSSES, ((x, data.train_y), (test_x, data.test_y)), strict=True))
+    parts = (x, data.train_y), (test_x, data.test_y)
     for seed in range(SEEDS):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -85,11 +85,11 @@ def cnn() -> pd.DataFrame:
         batches = epoch_batches(x, data.train_y, 32, 1, 125 * max(MOMENTS), seed)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for step in looks(optimise(model, batches, optimizer), [125 * t for t in MOMENTS]):
-            table = curvature_table(model, start, chosen(x, data.train_y, SAMPLES))
-            losses = {name: batch_scores(model, *part).loss.item() for name, part in parts.items()}
-            losses = pd.Series(losses).rename_axis("quantity").reset_index(name="value")
-            table = pd.concat([table, losses.assign(index=1)])
-            tables.append(table.assign(epoch=step // 125, replica=seed))
+            values = [batch_scores(model, *part).loss.item() for part in parts]
+            losses = pd.DataFrame({"quantity": LOSSES, "index": 1, "value": values})
+            table = curvature_table(model, start, chosen(*parts[0], SAMPLES))
+            table = pd.concat([table, losses]).assign(epoch=step // 125, replica=seed)
+            tables.append(table)
     return pd.concat(tables).set_index(KEYS)
 
 

@@ -12,8 +12,7 @@ from bnmlp import BNMLP, gain_schedule, gradient_norms, load_dataset
 from bnmlp.book.making import Maker, long_table
 from bnmlp.data.batches import epoch_batches
 from bnmlp.measurements.activity import accuracy_linear_after, layer_nonlinearity
-from bnmlp.networks.started import with_even_start
-from bnmlp.training.batchwise import sgd, whole
+from bnmlp.training.batchwise import run_through, sgd
 
 DEPTH, WIDTH, BATCH, REPLICAS, EPOCHS = 300, 100, 100, 2, 6
 RATES, TAIL = (0.003, 0.01), 0.01
@@ -42,11 +41,12 @@ def record(learning_rate: float, kind: str) -> dict[str, pd.DataFrame]:
     train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
     options = {"activation": activation, "replicas": REPLICAS, "seed": DEPTH, "eps": 0.0}
     model = BNMLP(784, WIDTH, DEPTH, 10, **options)
-    with_even_start(model, gain_schedule(DEPTH, **kinds()[kind]).tolist())
+    model.gains = gain_schedule(DEPTH, **kinds()[kind]).tolist()
+    model.output_weight.data /= model.gains[-1]  # all kinds start with logits of one scale
     probe = data.batches(BATCH, REPLICAS, seed=99)
     start = some_layers(model, *probe)
     batches = epoch_batches(*train, BATCH, REPLICAS, EPOCHS * len(train[0]) // BATCH, DEPTH)
-    losses = whole(sgd(model, batches, learning_rate)).unflatten(0, (EPOCHS, -1)).mean(1)
+    losses = run_through(sgd(model, batches, learning_rate)).unflatten(0, (EPOCHS, -1)).mean(1)
     scores = {f"test_kept_{k}": accuracy_linear_after(model, *test, k, BATCH) for k in KEPT}
     scores["train_accuracy"] = accuracy_linear_after(model, *train, DEPTH, BATCH)
     axes = {"replica": range(REPLICAS)}

@@ -21,7 +21,8 @@ from bnmlp.measurements.parabola import local_parabola
 from bnmlp.measurements.scores import batch_scores
 from bnmlp.measurements.sharpness import hessian_traces, sharpness
 from bnmlp.networks.replicas import subset
-from bnmlp.training.batchwise import looks, noisy_sgd, sgd, whole
+from bnmlp.theory.quadratic import Parabola
+from bnmlp.training.batchwise import looks, noisy_sgd, run_through, sgd
 from bnmlp.training.measured import along
 from bnmlp.training.until import train_until
 
@@ -117,8 +118,8 @@ def forecast() -> pd.DataFrame:
     (x, y), rows, size = digits()[0], {}, 8
     for place, before in PLACES.items():
         model, generator = start(4, 1)
-        whole(sgd(model, drawn_batches(x, y, 32, 1, before, generator), 0.1))
-        valley, each = local_parabola(model, x, y), sample_gradients(model, x, y)
+        run_through(sgd(model, drawn_batches(x, y, 32, 1, before, generator), 0.1))
+        valley, each = Parabola(*local_parabola(model, x, y)), sample_gradients(model, x, y)
         noise = (each - each.mean(0)) / (SAMPLES * size) ** 0.5, generator
         for rate in (0.0125, 0.025, 0.05, 0.1, 0.2):
             expected = valley.expected_change(size, rate, AHEAD)[-1]
@@ -126,7 +127,7 @@ def forecast() -> pd.DataFrame:
             for kind, step, n in (("SGD", sgd, size), ("frozen noise", noisy_sgd, SAMPLES)):
                 many = subset(model, [0] * RUNS)
                 batches = drawn_batches(x, y, n, RUNS, AHEAD, generator)
-                whole(step(many, batches, rate, *(() if step is sgd else noise)))
+                run_through(step(many, batches, rate, *(() if step is sgd else noise)))
                 rise = batch_scores(many, x, y).loss - batch_scores(model, x, y).loss
                 row[kind], row[f"{kind} error"] = mean_and_error(rise)
     return rows_table(rows, ["place", "rate"])

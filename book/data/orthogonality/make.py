@@ -1,6 +1,7 @@
 """Orthogonality of a thousand layers in training: writes depth-1000.csv beside itself.
 
 OMP_NUM_THREADS=1 python book/data/orthogonality/make.py      # about eight minutes
+Kinds of networks that the table holds are not repeated; delete it to start anew.
 """
 
 import numpy as np
