@@ -5,9 +5,10 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pandas as pd
 import typer
@@ -38,7 +39,8 @@ Root = Annotated[Path | None, typer.Option(help=ROOT_HELP)]
 
 def main() -> None:
     """Entry point of the command."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names in any script
+    if isinstance(sys.stdout, TextIOWrapper):  # as standard error: names in any script
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 
@@ -110,7 +112,7 @@ def _train(
     root: Path | None,
     config: Path | None,
     argument: list[str] | None,
-    **fields: object,
+    **fields: Any,
 ) -> None:
     """Train one run in its folder, or go on with it."""
     with _plain_errors():
@@ -146,7 +148,7 @@ def _argument(text: str) -> tuple[str, object]:
         return name, value
 
 
-def _fields(config: Path) -> dict[str, object]:
+def _fields(config: Path) -> dict[str, Any]:
     content = parse_json(config)
     if not isinstance(content, dict):
         raise ValueError(f'{config}: expected the fields of one run, as {{"depth": 10}}')
@@ -171,9 +173,8 @@ def _options() -> list[inspect.Parameter]:
             *(k.model_fields[name] for k in NETWORKS.values() if name in k.model_fields),
         )
         type_ = _common_type([_plain_type(kind.annotation) for kind in kinds])
-        parameters.append(
-            _option(name, type_ | None, field.description + _elsewhere(name), default)
-        )
+        text = f"{field.description}{_elsewhere(name)}"
+        parameters.append(_option(name, type_ | None, text, default))
     for name, field in _fields_of_networks().items():
         if name not in TrainingRun.model_fields:
             type_, text = _plain_type(field.annotation) | None, _elsewhere(name).strip(" ;")
@@ -199,30 +200,37 @@ def _elsewhere(name: str) -> str:
     return "".join(f"; {', '.join(kinds)}: {text}" for text, kinds in told.items())
 
 
-def _option(name: str, type_: object, text: str, default: str | bool) -> inspect.Parameter:
-    annotation = Annotated[type_, typer.Option(help=text, show_default=default)]
+def _option(name: str, type_: Any, text: str, default: str | bool) -> inspect.Parameter:
+    annotated: Any = Annotated  # a type that is known when the module runs
+    annotation = annotated[type_, typer.Option(help=text, show_default=default)]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
 
 
-def _common_type(types: list[object]) -> object:
+def _common_type(types: list[Any]) -> Any:
     """The first type, or all choices where types are lists of them."""
     if all(get_origin(type_) is Literal for type_ in types):
         return Literal[tuple(dict.fromkeys(choice for t in types for choice in get_args(t)))]
     return types[0]
 
 
-def _plain_type(annotation: object) -> object:
+def _plain_type(annotation: Any) -> Any:
     """The type without its bounds, which are checked later, and without None."""
     while get_origin(annotation) in (Annotated, Union, UnionType):
         annotation = get_args(annotation)[0]
     return list[str] if get_origin(annotation) is tuple else annotation
 
 
-_train.__signature__ = inspect.Signature(_options())
-_train.__annotations__ = {p.name: p.annotation for p in _train.__signature__.parameters.values()}
-app.command("train")(_train)
+def _with_options(command: Any) -> Any:
+    """A command with the signature of all options, which Typer reads."""
+    options = _options()
+    command.__signature__ = inspect.Signature(options)
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    return command
+
+
+app.command("train")(_with_options(_train))
 
 
 def _status_row(folder: Path) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,14 +91,15 @@ def _step_by_hand(
     stack.backward(weights, columns, below, descend)
     if model.output_bias is not None:
         model.output_bias.sub_(step.sum(-1))
-    if model.affine and model.norm == "batch":
-        model.norm_weight.sub_(stack.norm_weight_grad)
-        model.norm_bias.sub_(stack.norm_bias_grad)
+    scale, shift = model.norm_weight, model.norm_bias
+    if model.norm == "batch" and scale is not None and shift is not None:
+        scale.sub_(stack.norm_weight_grad)
+        shift.sub_(stack.norm_bias_grad)
     stack.update_averages()
     return losses, correct
 
 
-_GRAPHS: "weakref.WeakKeyDictionary[BNMLP, tuple]" = weakref.WeakKeyDictionary()
+_GRAPHS: "weakref.WeakKeyDictionary[BNMLP, tuple[Any, ...]]" = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -118,7 +120,7 @@ def _graphed_step(
     return losses.clone(), correct.clone()
 
 
-def _graph_key(model: BNMLP, x: Tensor) -> tuple:
+def _graph_key(model: BNMLP, x: Tensor) -> tuple[Any, ...]:
     """All that a graph has fixed: sizes, choices, and where it reads and writes."""
     tensors = (*_parameters(model), *model.buffers(recurse=False))
     addresses = tuple(t.data_ptr() for t in tensors)
@@ -126,7 +128,9 @@ def _graph_key(model: BNMLP, x: Tensor) -> tuple:
 
 
 @torch.no_grad()
-def _capture(model: BNMLP, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple, tuple]:
+def _capture(
+    model: BNMLP, x: Tensor, y: Tensor
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, Tensor]]:
     rate = torch.zeros((), dtype=x.dtype, device=x.device)  # a step of zero changes no weight
     static = (x.clone(), y.clone(), rate)
     averages = [b.clone() for b in model.buffers()]

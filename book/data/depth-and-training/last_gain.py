@@ -1,11 +1,6 @@
 """Shaped tanh with the last gain of another depth: writes last-gain.csv beside itself.
 
 OMP_NUM_THREADS=1 python book/data/depth-and-training/last_gain.py      # about three minutes
-
-Shaped tanh, depths 100 and 500, each with its own last gain and with that of the other: means of
-training loss and accuracy over MEAN steps, test accuracy with batch statistics at the end. mnist5k,
-width and batch equal, standard batch normalisation, orthogonal weights, exponent 0.4, SGD, float32;
-network r of all kinds sees the same batches.
 """
 
 import pandas as pd

@@ -1,10 +1,6 @@
 """Explosion of networks with weak gains to 3,000 layers: writes weak-gains-3000.csv beside itself.
 
 python book/data/explosion-against-gain/make.py      # about two minutes on two cores
-
-Log gradient norm (nats) of the first hidden layer minus that of the given layer, columns: networks.
-Standard batch normalisation, orthogonal weights, a batch of WIDTH mnist5k digits for each network,
-float32, seed 0.
 """
 
 import pandas as pd
