@@ -5,6 +5,7 @@ from bnmlp.data.batches import degenerate_batch, perturbed_identity
 from bnmlp.data.datasets import Dataset, available_datasets, load_dataset
 from bnmlp.diagnosis.measure import measure
 from bnmlp.diagnosis.report import Report
+from bnmlp.diagnosis.watch import watch
 from bnmlp.layers.activations import ACTIVATIONS, gain_schedule
 from bnmlp.layers.initialization import haar_orthogonal, xavier_normal
 from bnmlp.layers.normalization import batch_norm, layer_norm
@@ -62,5 +63,6 @@ __all__ = [
     "theory",
     "train",
     "train_all",
+    "watch",
     "xavier_normal",
 ]

@@ -49,7 +49,7 @@ WITHOUT_SHAPES = {
     *("at_scale", "default_device", "scale"),
     *("deep_gradient_norms", "evaluate", "explosion_rate", "gradient_norms", "recalibrate"),
     *("gather", "load_model", "measure", "read_layers", "read_metrics", "read_runs"),
-    *("sgd_step", "train", "train_all"),
+    *("sgd_step", "train", "train_all", "watch"),
 }
 
 

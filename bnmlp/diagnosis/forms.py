@@ -124,6 +124,17 @@ def samples_of(x: Any) -> int | None:
     return len(found[0]) if found else None
 
 
+def detached(x: Any) -> Any:
+    """An input whose tensors' ``.grad`` and history no backward pass reaches."""
+    if isinstance(x, Mapping):
+        return {name: detached(value) for name, value in x.items()}
+    if isinstance(x, (tuple, list)):
+        return [detached(value) for value in x]
+    if isinstance(x, Tensor) and x.requires_grad:
+        return x.detach().requires_grad_()
+    return x
+
+
 def _usable(value: Any) -> Any:
     return ordinary(value) if isinstance(value, Tensor) else value
 

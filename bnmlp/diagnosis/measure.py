@@ -141,7 +141,7 @@ def _module(
     for x, y in several:
         found = one_pass(model, x, y, setting)
         if distributed:
-            found.gradients = averaged_over_processes(found.gradients)
+            found.gradients = averaged_over_processes(found.gradients, found.scale)
         weights = weights_of(model, found.gradients, careful=found.careful)
         steps = (
             None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnmlp.diagnosis.forms import LossFunction, output_of, score_of
+from bnmlp.diagnosis.forms import LossFunction, detached, output_of, score_of
 from bnmlp.diagnosis.kept import everything_kept
 from bnmlp.diagnosis.recorder import Recorder, Row
 from bnmlp.diagnosis.weights import SAFE
@@ -91,14 +91,14 @@ def _attempt(
         recorder.attached(),
     ):
         with recorder.forward():
-            output = output_of(model, x)
+            output = output_of(model, detached(x))
         score = score_of(output, y, setting.loss_fn)
         del output
         scale = setting.factor if setting.factor != 1 else _natural_scale(score.loss, score.output)
         scale *= 2.0**shift
         parameters = {k: p for k, p in model.named_parameters() if p.requires_grad}
         with recorder.backward():
-            gradients = _gradients(score.loss, parameters, scale)
+            gradients = _gradients(score.loss, parameters, scale, recorder.unlinked)
     return Pass(
         recorder.rows, gradients, scale, score.loss.detach(), score.words, score.accuracy, careful
     )
@@ -119,20 +119,27 @@ def _natural_scale(loss: Tensor, output: Tensor | None) -> float:
 
 
 def _gradients(
-    loss: Tensor, parameters: dict[str, nn.Parameter], scale: float
+    loss: Tensor, parameters: dict[str, nn.Parameter], scale: float, unlinked: bool
 ) -> dict[str, Tensor | None]:
-    """Gradients of the scaled loss; hooks of an optimiser on parameters do not run."""
+    """Gradients of the scaled loss.
+
+    Args:
+        loss: A number.
+        parameters: By name.
+        scale: Of the loss.
+        unlinked: Whether calls ran without autograd. The reentrant kind of checkpointing runs
+            them again in ``backward()``, and ``autograd.grad`` does not see them.
+
+    Returns:
+        By name; None where the loss does not depend on a parameter.
+    """
     seed = torch.full_like(loss, scale)
-    if not parameters:
+    # An optimiser that steps in hooks on its parameters must not run.
+    hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters.values())
+    if not parameters or (unlinked and not hooked):
         loss.backward(seed)
-        return {}
-    try:
-        found = torch.autograd.grad(loss, list(parameters.values()), seed, allow_unused=True)
-    except RuntimeError as error:
-        if "heckpoint" not in str(error):
-            raise
-        loss.backward(seed)  # the reentrant kind of checkpointing allows nothing else
         return {name: p.grad for name, p in parameters.items()}
+    found = torch.autograd.grad(loss, list(parameters.values()), seed, allow_unused=True)
     return dict(zip(parameters, found, strict=True))
 
 

@@ -17,6 +17,7 @@ from torch.linalg import vector_norm
 from bnmlp.diagnosis.functions import Functions, undisturbed
 from bnmlp.diagnosis.kept import first_tensor
 from bnmlp.diagnosis.spectra import spectrum
+from bnmlp.diagnosis.weights import euclidean
 
 LEVELS = ("layers", "modules", "additions", "functions")
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardshrink, nn.Softshrink)
@@ -167,6 +168,11 @@ class Recorder:
         finally:
             self.forwards, self._last, self._inside = False, None, []
 
+    @property
+    def unlinked(self) -> bool:
+        """Whether calls of modules gave values that autograd does not follow."""
+        return bool(self._waiting)
+
     @contextmanager
     def backward(self) -> Iterator[None]:
         """Record gradients inside the ``with`` statement."""
@@ -248,7 +254,7 @@ class Recorder:
         row.shape, row.dtype = value.shape, value.dtype
         row.axis = self._axis_of(value)
         x = self.wide(value.detach())
-        row.norm = vector_norm(x)
+        row.norm = euclidean(x)
         summed = x.sum(0) if x.ndim > 1 else x
         row.total = vector_norm(summed)
         row.mean = row.total if x.ndim < 3 else vector_norm(_over_positions(summed, row.axis - 1))
@@ -274,7 +280,7 @@ class Recorder:
 
     def norm_of(self, x: Tensor) -> Tensor:
         """Euclidean norm of all entries."""
-        return vector_norm(self.wide(x.detach()))
+        return euclidean(self.wide(x.detach()))
 
     def inside(self) -> str:
         """The innermost module that is running."""

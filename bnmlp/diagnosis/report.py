@@ -5,7 +5,7 @@ import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +198,10 @@ class Report:
         if path is not None:
             Path(path).write_text(text, encoding="utf8")
         return text
+
+    def noted(self, *notes: str) -> "Report":
+        """The same report with more notes on how it was done."""
+        return replace(self, facts=replace(self.facts, notes=(*self.facts.notes, *notes)))
 
     def headline(self) -> str:
         """One line on what was measured, and one for each note."""

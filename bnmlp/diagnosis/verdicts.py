@@ -299,6 +299,8 @@ def _undecided(what: str, where: str, rate: Rate, other: Rate | None) -> str:
     if not math.isfinite(rate.low):
         layers = f"{rate.layers} layers are too few for an interval"
         return f"No verdict on {what} {where}: {layers} ({_rate(rate)} per layer)"
+    if 0 in rate and (rate.high - rate.low) / 2 * (rate.layers - 1) > MATTERS:
+        return f"No verdict on {what} {where}: layers differ too much for a rate, {rate}"
     if 0 in rate:
         return f"{what.capitalize()} are level {where}: {rate}, zero within the interval"
     if other is not None and _matters(rate, 1 if rate.value > 0 else -1):

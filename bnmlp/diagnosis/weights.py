@@ -10,6 +10,7 @@ from torch.linalg import vector_norm
 
 # Norms that float32 computes without losing digits to under- or overflow of squares.
 SAFE = (1e-15, 1e18)
+LONG = 2**16  # entries; one running sum in float32 loses digits beyond
 SMALL = 4096  # entries; smaller parameters are measured together
 
 
@@ -113,12 +114,21 @@ def _one_by_one(
     for i in which:
         w, g = _wide(values[i], careful), gradients[i]
         if g is None:
-            measured.append([vector_norm(w)])
+            measured.append([euclidean(w)])
             continue
         g = _wide(g, careful)
-        measured.append([vector_norm(w), vector_norm(g), torch.dot(w.view(-1), g.view(-1))])
+        measured.append([euclidean(w), euclidean(g), torch.dot(w.view(-1), g.view(-1))])
     for i, numbers in zip(which, measured, strict=True):
         out[: len(numbers), i] = [float(number) for number in numbers]
+
+
+def euclidean(x: Tensor) -> Tensor:
+    """Euclidean norm of all entries; of many, the norm of norms, whose sums are short."""
+    if x.numel() > LONG and x.ndim > 1:
+        fitting = (k for k in range(1, x.ndim) if x.shape[k:].numel() <= LONG)
+        inner = next(fitting, x.ndim - 1)
+        x = vector_norm(x, dim=tuple(range(inner, x.ndim)))
+    return vector_norm(x)
 
 
 def _wide(x: Tensor, careful: bool) -> Tensor:

@@ -68,22 +68,25 @@ def _refuse(model: nn.Module) -> None:
         raise ValueError("measure: parameters on the device 'meta' hold no numbers")
 
 
-def averaged_over_processes(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+def averaged_over_processes(
+    gradients: Mapping[str, Tensor | None], scale: float
+) -> dict[str, Tensor | None]:
     """What DistributedDataParallel leaves in ``.grad``: the mean over processes.
 
     All processes of the default group must call this with gradients of the same names.
 
     Args:
-        gradients: Of this process.
+        gradients: Of this process, times ``scale``.
+        scale: A power of two, which may differ between processes.
 
     Returns:
-        Their means.
+        Their means, times this process's scale.
     """
     found: dict[str, Tensor | None] = {}
     for name, gradient in gradients.items():
         if gradient is not None:
-            gradient = gradient.clone()
+            gradient = gradient / scale
             dist.all_reduce(gradient)
-            gradient /= dist.get_world_size()
+            gradient *= scale / dist.get_world_size()
         found[name] = gradient
     return found
