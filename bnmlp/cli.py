@@ -264,18 +264,18 @@ def measure_network(
 ) -> None:
     """Measure a network: rates with intervals, what is wrong, what helps."""
     with _plain_errors():
-        options = dict(map(_argument, argument or []))
-        factory = find(network)
-        try:
-            (model,) = seeded(lambda: factory(**options), 1, seed, torch.float32)
-        except Exception as error:
-            raise ValueError(f"{network} failed: {type(error).__name__}: {error}") from error
         if (shape is None) == (data is None):
             raise ValueError("give --input SHAPE for random inputs, or --data NAME")
         if data is not None:
             x, y, words = dataset_batch(data, batch, images=images, root=root)
         else:
             x, y, words = random_batch(str(shape), integers=integers, classes=classes, seed=seed)
+        options = dict(map(_argument, argument or []))
+        factory = find(network)
+        try:
+            (model,) = seeded(lambda: factory(**options), 1, seed, torch.float32)
+        except Exception as error:
+            raise ValueError(f"{network} failed: {type(error).__name__}: {error}") from error
         report = measure(
             model, x, y, level=level, spectra=spectra, jacobian=jacobian, training=not evaluation
         ).noted(words)

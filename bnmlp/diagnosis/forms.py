@@ -64,7 +64,7 @@ def output_of(model: nn.Module, x: Any) -> Any:
     """What the model returns for a tensor, a tuple or list of arguments, or a dict of them."""
     if isinstance(x, Mapping):
         return model(**{name: _usable(value) for name, value in x.items()})
-    if isinstance(x, (tuple, list)):
+    if type(x) in (tuple, list):  # not tuples with names, as packed sequences
         return model(*map(_usable, x))
     return model(_usable(x))
 
@@ -128,7 +128,7 @@ def detached(x: Any) -> Any:
     """An input whose tensors' ``.grad`` and history no backward pass reaches."""
     if isinstance(x, Mapping):
         return {name: detached(value) for name, value in x.items()}
-    if isinstance(x, (tuple, list)):
+    if type(x) in (tuple, list):
         return [detached(value) for value in x]
     if isinstance(x, Tensor) and x.requires_grad:
         return x.detach().requires_grad_()

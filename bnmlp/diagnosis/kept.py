@@ -3,10 +3,18 @@
 import contextlib
 import random
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+_measuring: ContextVar[bool] = ContextVar("measuring", default=False)
+
+
+def measuring() -> bool:
+    """Whether what runs now is a measurement, and no step of training."""
+    return _measuring.get()
 
 
 @contextlib.contextmanager
@@ -24,6 +32,7 @@ def everything_kept(module: nn.Module, training: bool | None = None) -> Iterator
     """
     parts = list(module.modules())
     with contextlib.ExitStack() as stack:
+        stack.callback(_measuring.reset, _measuring.set(True))
         stack.enter_context(_random_state())
         for keep in (_modes, _buffers, _gradients, _compiled):
             stack.enter_context(keep(parts))

@@ -266,7 +266,7 @@ def _batch_norm(chain: Chain, kind: str, asked: list[Assumption]) -> Prediction:
         return _none(asked)
     if chain.label == "relu" and kind == "independent":
         value = gaussian_explosion_rate(n, activation="relu")
-        words = f"ReLU after batch normalisation, independent weights, wide layers, {n} samples"
+        words = f"ReLU, batch normalisation, independent weights, wide layers, {n} samples"
         return Prediction(value, value, words, "initialisation/activations-and-norms", tuple(asked),
                           "relu-batch")  # fmt: skip
     value = _mean_growth(chain, "batch")

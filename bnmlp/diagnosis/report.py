@@ -153,7 +153,7 @@ class Report:
         """
         return {
             "schema": SCHEMA,
-            "facts": asdict(self.facts),
+            "facts": _plain(asdict(self.facts)),
             "verdict": self.verdict,
             "findings": [_plain(asdict(finding)) for finding in self.findings],
             "undecided": list(self.undecided),

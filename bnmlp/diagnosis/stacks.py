@@ -137,7 +137,8 @@ def _numbers(network: Network, gradients: dict[str, Tensor]) -> dict[str, np.nda
             "log_gradient": np.log(each(lambda w, g: vector_norm(g, dim=(1, 2)))),
             "product": each(lambda w, g: (w * g).sum((1, 2))),
             "size": np.array([[w[0].numel()] * len(w) for w in weights.values()], float),
-            "faults": each(lambda w, g: (~w.isfinite()).sum((1, 2)) + (~g.isfinite()).sum((1, 2))),
+            "faults": each(lambda w, g: (~w.isfinite()).sum((1, 2))),
+            "gradient_faults": each(lambda w, g: (~g.isfinite()).sum((1, 2))),
             "exact": np.array([[w.dtype.itemsize >= 4] * len(w) for w in weights.values()]),
         }
 
@@ -191,6 +192,7 @@ def _fill(columns: dict[str, Any], places: list[int], of: dict[str, np.ndarray])
         sizes = 2 * np.log(of["norm"]) - 0.5 * np.log(of["size"])
         columns["weight_sensitivity"][places] = relative + sizes
     columns["weight_faults"][places] = of["faults"]
+    columns["gradient_faults"][places] = of["gradient_faults"]
     columns["shared"][places] = 1
     with np.errstate(all="ignore"):
         products = of["product"] / np.exp(relative + 2 * np.log(of["norm"])) * np.sqrt(of["size"])

@@ -73,7 +73,7 @@ COLUMNS = {
     "scale_invariant": "1 where that is rounding, 0 where not, nan where it is neither",
     "shared": "calls that use the weight",
     "output_faults": "nan and infinite entries of the output",
-    "gradient_faults": "nan and infinite entries of its gradient",
+    "gradient_faults": "nan and infinite entries of the gradients in output and weight",
     "weight_faults": "nan and infinite entries of the weight",
     "participation_ratio": "directions that the output has, by its singular values",
     "isometry_gap": "nats; infinite with fewer samples than features",
@@ -226,7 +226,8 @@ def _weights(
         invariance = product * np.sqrt(size) / (norm * gradient)
     mark_invariant(columns, used, invariance, [rows[i].dtype.itemsize >= 4 for i in used])
     columns["shared"][used] = [calls[tuple(places[i])] for i in used]
-    columns["weight_faults"][used] = together(weights.faults.sum(0))
+    columns["weight_faults"][used] = together(weights.faults[0])
+    columns["gradient_faults"][used] += together(weights.faults[1])
 
 
 def mark_invariant(

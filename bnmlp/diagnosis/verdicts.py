@@ -20,7 +20,7 @@ from bnmlp.diagnosis.table import Table, spread_of_rates
 
 MATTERS = math.log(1000)
 ALIGNED = 0.99  # mean cosine of samples beyond which they are one direction
-DEAD = 0.5  # share of features of a rectifier
+DEAD = 0.75  # share of features of a rectifier; where samples align it is near a half
 CLOSE = 3.0  # nats to overflow
 
 SKIP = (
@@ -139,13 +139,13 @@ def _not_finite(found: Diagnosis, tables: Sequence[Table], loss: float, input_fa
             place = int(bad[first])
             entries = int(table[column][place])
             sentence = (
-                f"{what}{which} {_first(first)} not finite at {table.name[place]} "
-                f"({table.kind[place]}, call {place + 1} of {len(table)}): {entries} of "
-                f"{math.prod(table.shape[place]) or '?'} values; {len(bad)} calls in all."
+                f"{what}{which} not finite at {table.name[place]} ({table.kind[place]}, call "
+                f"{place + 1} of {len(table)}): {entries} values there, {len(bad)} calls in all."
             )
             evidence = {"call": table.name[place], "number": place + 1, "entries": entries,
                         "calls": [table.name[i] for i in bad]}  # fmt: skip
             found.findings.append(Finding(kind, "broken", sentence, evidence))
+            break  # the rest follows from it
     if not math.isfinite(loss) and not found.findings:
         found.findings.append(
             Finding("loss-not-finite", "broken",
@@ -154,14 +154,10 @@ def _not_finite(found: Diagnosis, tables: Sequence[Table], loss: float, input_fa
 
 
 _FAULTS: tuple[tuple[str, str, str, int], ...] = (
-    ("weight_faults", "weight-not-finite", "Weights or their gradients are", 0),
-    ("output_faults", "output-not-finite", "Signals are", 0),
-    ("gradient_faults", "gradient-not-finite", "On the way back gradients are", -1),
+    ("weight_faults", "weight-not-finite", "Weights are", 0),
+    ("output_faults", "output-not-finite", "Signals are first", 0),
+    ("gradient_faults", "gradient-not-finite", "On the way back gradients are first", -1),
 )
-
-
-def _first(place: int) -> str:
-    return "first" if place == 0 else "first found"
 
 
 def _gradients(
@@ -247,7 +243,7 @@ def _dead(found: Diagnosis, tables: Sequence[Table]) -> None:
         worst = int(many[np.argmax(dead[many])])
         sentence = (
             f"In {len(many)} of {int(np.isfinite(dead).sum())} rectifiers{_of_replica(r, tables)} "
-            f"more than half of the features are zero for every sample, most at "
+            f"more than three quarters of the features are zero for every sample, most at "
             f"{table.name[worst]}: {dead[worst]:.0%}."
         )
         evidence = {"calls": [table.name[i] for i in many], "largest": float(dead[worst])}

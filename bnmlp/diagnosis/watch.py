@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bnmlp.checks import check_name, whole_number
 from bnmlp.diagnosis.functions import Functions
+from bnmlp.diagnosis.kept import measuring
 from bnmlp.diagnosis.probe import Pass, numbers
 from bnmlp.diagnosis.recorder import LEVELS, Recorder
 from bnmlp.diagnosis.table import COLUMNS, Table, table_of
@@ -119,7 +120,7 @@ class Watch:
 
     def _enter(self, module: nn.Module, given: tuple[Any, ...]) -> None:
         """Before a call of the model: write the last record, perhaps begin the next."""
-        if self._idle or not (module.training and torch.is_grad_enabled()):
+        if self._idle or measuring() or not (module.training and torch.is_grad_enabled()):
             return
         self._finish()
         step, self.step = self.step, self.step + 1
