@@ -3,6 +3,9 @@
 from bnmlp import theory
 from bnmlp.data.batches import degenerate_batch, perturbed_identity
 from bnmlp.data.datasets import Dataset, available_datasets, load_dataset
+from bnmlp.diagnosis.measure import measure
+from bnmlp.diagnosis.report import Report
+from bnmlp.diagnosis.watch import watch
 from bnmlp.layers.activations import ACTIVATIONS, gain_schedule
 from bnmlp.layers.initialization import haar_orthogonal, xavier_normal
 from bnmlp.layers.normalization import batch_norm, layer_norm
@@ -28,6 +31,7 @@ __all__ = [
     "ACTIVATIONS",
     "BNMLP",
     "Dataset",
+    "Report",
     "TrainingRun",
     "at_scale",
     "available_datasets",
@@ -46,6 +50,7 @@ __all__ = [
     "layer_norm",
     "load_dataset",
     "load_model",
+    "measure",
     "numerical_rank",
     "orthogonality_gap",
     "perturbed_identity",
@@ -58,5 +63,6 @@ __all__ = [
     "theory",
     "train",
     "train_all",
+    "watch",
     "xavier_normal",
 ]
