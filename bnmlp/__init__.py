@@ -3,6 +3,7 @@
 from bnmlp import theory
 from bnmlp.data.batches import degenerate_batch, perturbed_identity
 from bnmlp.data.datasets import Dataset, available_datasets, load_dataset
+from bnmlp.diagnosis.cures import orthogonal_, shape_
 from bnmlp.layers.activations import ACTIVATIONS, gain_schedule
 from bnmlp.layers.initialization import haar_orthogonal, xavier_normal
 from bnmlp.layers.normalization import batch_norm, layer_norm
@@ -47,6 +48,7 @@ __all__ = [
     "load_dataset",
     "load_model",
     "numerical_rank",
+    "orthogonal_",
     "orthogonality_gap",
     "perturbed_identity",
     "read_layers",
@@ -54,6 +56,7 @@ __all__ = [
     "read_runs",
     "recalibrate",
     "scale",
+    "shape_",
     "sgd_step",
     "theory",
     "train",
