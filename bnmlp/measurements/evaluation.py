@@ -123,7 +123,9 @@ def recalibrate(
     Each layer is measured behind layers that use theirs already. Of one tensor that takes one pass.
     Of several batches it takes one for each call of a norm, which ends there: as much as half as
     many whole passes. ``exact=False`` takes one: each batch is normalised with its own statistics,
-    and these are pooled; the error falls as one over the size of a batch and grows with depth.
+    and these are pooled. How far the spread of logits is off then, in networks trained on digits:
+    60 tanh layers, 0.1 % with batches of 32; 30 ReLU layers, 6 to 30 % with batches of 32 and 1 %
+    with 500; 40 ReLU layers that had not learnt, a factor of ten, and 13 %.
 
     A norm that is called several times keeps the pooled statistics of all its calls. What several
     processes train together each recalibrates with what it is given: give all the same.

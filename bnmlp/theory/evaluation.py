@@ -63,11 +63,13 @@ def evaluation_spread(
             f"evaluation_spread: {layers} ratios, {len(offsets)} offsets and {len(activations)} "
             "activations; give one of each for every layer"
         )
+    nothing: list[Tensor | None] = [None] * layers
+    affine = zip(weights or nothing, biases or nothing, strict=True)
     w, p, rows = 1.0, 0.0, []
-    for i, activation in enumerate(activations):
+    for i, (weight, bias) in enumerate(affine):
         w, p = ratios[i] * w, ratios[i] * p + offsets[i]
         rows.append((w, p))
-        w, p = _passed_on(activation, w, p, weights and weights[i], biases and biases[i])
+        w, p = _passed_on(activations[i], w, p, weight, bias)
     return torch.tensor([*rows, (w, p)], dtype=torch.float64)
 
 
