@@ -48,7 +48,7 @@ class Stretch:
             self.mapped = True
         elif name in VIEWS or not tensors or not tensors[0].is_floating_point():
             pass
-        elif torch.Tag.pointwise not in func.tags:
+        elif torch.Tag.pointwise not in func.tags and name != "hardswish":  # PyTorch forgot its tag
             self.meet(f"{name} pools over positions" if name in POOLS else f"there is {name}")
         elif len(tensors) > 1:
             self._see_two(name, *tensors[:2])

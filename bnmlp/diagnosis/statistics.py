@@ -97,7 +97,8 @@ def compare(
     Norms are in training or in evaluation mode; everything else, dropout too, is in evaluation
     mode. Without calibration samples even samples are judged with statistics of the odd ones and
     the other way round, so that no sample is judged with statistics that it is part of. The module
-    and all random numbers stay as they were.
+    and all random numbers stay as they were. Where synchronised norms train in several processes,
+    each has to call this.
 
     Args:
         model: Any module.
