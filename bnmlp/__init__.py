@@ -3,6 +3,7 @@
 from bnmlp import theory
 from bnmlp.data.batches import degenerate_batch, perturbed_identity
 from bnmlp.data.datasets import Dataset, available_datasets, load_dataset
+from bnmlp.diagnosis.cures import orthogonal_, shape_
 from bnmlp.diagnosis.measure import measure
 from bnmlp.diagnosis.report import Report
 from bnmlp.diagnosis.watch import watch
@@ -52,6 +53,7 @@ __all__ = [
     "load_model",
     "measure",
     "numerical_rank",
+    "orthogonal_",
     "orthogonality_gap",
     "perturbed_identity",
     "read_layers",
@@ -59,6 +61,7 @@ __all__ = [
     "read_runs",
     "recalibrate",
     "scale",
+    "shape_",
     "sgd_step",
     "theory",
     "train",
