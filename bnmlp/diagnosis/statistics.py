@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -139,7 +139,12 @@ def compare(
         "recalibrated": _score(fresh, y, loss_fn),
     }
     summary = _summary(scores, told)
-    findings = findings_of_averages(rows, called) + findings_of_costs(summary, y)
+    findings = findings_of_averages(rows, called)
+    if all(row["never_updated"] for row in rows):  # a network that was just made: nothing is lost
+        kind = "statistics-never-updated"
+        findings = [replace(f, severity="note") if f.kind == kind else f for f in findings]
+    else:
+        findings += findings_of_costs(summary, y)
     return Statistics(rows, summary, ordered(findings))
 
 
