@@ -1,6 +1,8 @@
+import collections
 import copy
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -214,7 +216,7 @@ def test_nothing_is_left_behind_also_after_an_error(inplace):
 
     with pytest.raises(RuntimeError, match="stop"):
         compare(module, x, y, failing_loss)
-    handle = module.second.register_forward_hook(failing_loss_after(3))
+    handle = module.second.register_forward_hook(failing_loss_after(2))
     with pytest.raises(RuntimeError, match="third"):
         compare(module, x, y)
     handle.remove()
@@ -254,10 +256,52 @@ def test_inputs_and_targets_of_many_forms():
     tokens = nn.Sequential(nn.Conv1d(2, 5, 1), nn.BatchNorm1d(5))  # classes on the second axis
     found = compare(tokens, torch.randn(6, 2, 7), torch.randint(5, (6, 7))).summary
     assert found["accuracy_batch"] is not None
-    with pytest.raises(ValueError, match=r"targets of shape \(10,\) for 20 samples"):
-        compare(module, x, y[:10])
-    with pytest.raises(ValueError, match=r"no loss is known for.*pass loss_fn="):
-        compare(module, x, torch.zeros(20, 3, dtype=torch.int64))
+
+
+def test_what_has_no_loss_is_compared_without_and_says_why():
+    module, x, y = small()
+    expected = compare(module, x, y).summary
+    assert expected["unscored"] is None
+
+    class Said(nn.Module):
+        def __init__(self, form):
+            super().__init__()
+            self.module, self.form = module, form
+
+        def forward(self, x):
+            return self.form(self.module(x))
+
+    Pair = collections.namedtuple("Pair", ["first", "logits"])
+    for form in (
+        lambda z: {"loss": z.sum(), "logits": z},
+        lambda z: collections.OrderedDict(logits=z, more=(z, z)),
+        lambda z: (z, z.sum()),
+    ):
+        assert compare(Said(form), x, y).summary["loss_batch"] == expected["loss_batch"]
+    named = compare(Said(lambda z: Pair(z.sum(), z)), x, y,
+                    lambda out, y: F.cross_entropy(out.logits, y))  # fmt: skip
+    assert named.summary["loss_recalibrated"] == expected["loss_recalibrated"]
+    for targets, words in (
+        (torch.zeros(20, 3, dtype=torch.int64), r"output of shape \(2, 4\) and targets of shape"),
+        (torch.zeros(10, dtype=torch.int64), "targets of shape"),
+        (torch.zeros(20, 3), "targets of shape"),
+        ({"label": y}, "targets of type dict"),
+    ):
+        found = compare(module, x, targets).summary
+        assert re.search(words, found["unscored"])
+        assert found["loss_running"] is None
+        assert found["spread_lost"] == expected["spread_lost"]
+    summed = compare(Said(lambda z: z.sum()), x, y).summary
+    assert summed["unscored"] == "an output of type Tensor has no row for each sample"
+    assert summed["spread_lost"] is None
+
+    class Sixteen(Said):
+        def forward(self, x):
+            return self.module(x).view(20, 4)
+
+    built_in = compare(Sixteen(None), x, y).summary
+    assert built_in["loss_recalibrated"] is None
+    assert built_in["loss_running"] == pytest.approx(expected["loss_running"])
 
 
 def test_a_module_without_averages_has_nothing_to_compare():

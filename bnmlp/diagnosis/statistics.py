@@ -62,9 +62,10 @@ class Statistics:
             :func:`bnmlp.theory.evaluation.evaluation_spread`. None where something is not defined
             or the theory does not reach.
         summary: ``loss``, ``accuracy`` and ``log_spread`` (log of the deviation of logits over
-            samples) with ``_batch``, ``_running`` and ``_recalibrated`` statistics; ``spread_lost``
-            in evaluation, nats, and ``spread_lost_predicted``; ``assumption`` of the theory that
-            fails, in words; ``sure``, standard errors by which recalibration lowers the loss.
+            samples) with ``_batch``, ``_running`` and ``_recalibrated`` statistics; ``unscored``,
+            why there is no loss, if so; ``spread_lost`` in evaluation, nats, and
+            ``spread_lost_predicted``; ``assumption`` of the theory that fails, in words; ``sure``,
+            standard errors by which recalibration lowers the loss.
         findings: The worst first.
     """
 
@@ -77,9 +78,13 @@ Outputs = list[tuple[Tensor, Any]]  # which samples, and what the module says of
 
 
 class _Score(NamedTuple):
-    losses: Tensor | None  # of each part of the samples
-    accuracy: float | None
-    log_spread: float | None
+    losses: Tensor | None = None  # of each part of the samples
+    accuracy: float | None = None
+    log_spread: float | None = None
+
+
+class _UnscoredError(ValueError):
+    """Why an output has no loss."""
 
 
 @outside_modes
@@ -112,15 +117,12 @@ def compare(
         What was found; None where no norm of PyTorch in the module keeps running averages.
 
     Raises:
-        ValueError: If samples and targets differ in number, there is no default loss for output and
-            targets, or a norm is lazy.
+        ValueError: If a norm is lazy.
     """
     model = unwrapped(model)
     norms = tracking(model)
     if not norms:
         return None
-    if isinstance(y, Tensor) and y.shape[:1] != (samples_of(x),):
-        raise ValueError(f"compare: targets of shape {tuple(y.shape)} for {samples_of(x)} samples")
     place = norms[0].running_mean.device
     x, y = moved(x, place), moved(y, place)
     with averages_kept(model, training=False), random_state_kept(), without_compiler():
@@ -132,13 +134,14 @@ def compare(
     rows = averages_table(model, evaluated, trained)
     told = prediction(called, rows, path)
     _add_predictions(rows, told)
-    everything = [(torch.arange(samples_of(x)), output) for output in (batch, running)]
-    scores = {
-        "batch": _score([everything[0]] if trained else [], y, loss_fn),
-        "running": _score([everything[1]], y, loss_fn),
-        "recalibrated": _score(fresh, y, loss_fn),
+    whole = torch.arange(samples_of(x))
+    outputs = {
+        "batch": [(whole, batch)] if trained else [],
+        "running": [(whole, running)],
+        "recalibrated": fresh,
     }
-    summary = _summary(scores, told)
+    scores, unscored = _scores(outputs, y, loss_fn)
+    summary = _summary(scores, told) | {"unscored": unscored}
     findings = findings_of_averages(rows, called)
     if all(row["never_updated"] for row in rows):  # a network that was just made: nothing is lost
         kind = "statistics-never-updated"
@@ -184,7 +187,7 @@ def _recalibrated(model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] 
             (judged, _output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
             for judged, others in (halves, halves[::-1])
         ]
-    except ValueError:  # a single number, or statistics that are not finite: others say so
+    except (ValueError, RuntimeError):  # too few samples, or a size of batch that is built in
         return []
 
 
@@ -201,9 +204,9 @@ def samples_of(x: Any) -> int:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor in a structure of mappings and sequences."""
+    """The first tensor with an axis in a structure of mappings and sequences."""
     if isinstance(value, Tensor):
-        return value
+        return value if value.ndim else None
     parts = value.values() if isinstance(value, Mapping) else value
     for part in parts if isinstance(value, Mapping | tuple | list) else ():
         if (found := first_tensor(part)) is not None:
@@ -214,50 +217,75 @@ def first_tensor(value: Any) -> Tensor | None:
 def sliced(value: Any, index: Tensor, n: int) -> Any:
     """Some samples of everything in a structure that counts n of them on its first axis."""
     if isinstance(value, Mapping):
-        return {name: sliced(part, index, n) for name, part in value.items()}
+        parts = {name: sliced(part, index, n) for name, part in value.items()}
+        return type(value)(parts) if isinstance(value, dict) else parts
     if isinstance(value, tuple | list):
-        return tuple(sliced(part, index, n) for part in value)
+        found = [sliced(part, index, n) for part in value]
+        return type(value)(*found) if hasattr(value, "_fields") else tuple(found)
     counts = isinstance(value, Tensor) and value.ndim > 0 and len(value) == n
     return value[index.to(value.device)] if counts else value
+
+
+def _logits(output: Any, n: int) -> Tensor:
+    """What is said of each sample: the entry of that name, or the first tensor of that length."""
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    found = first_tensor(output if named is None else named)
+    if found is None or len(found) != n or not found.is_floating_point():
+        raise _UnscoredError(
+            f"an output of type {type(output).__name__} has no row for each sample"
+        )
+    return found
+
+
+def _scores(
+    outputs: dict[str, Outputs], y: Any, loss_fn: LossFunction | None
+) -> tuple[dict[str, _Score], str | None]:
+    """Scores by name, without losses where these cannot be had, and why not."""
+    try:
+        return {name: _score(found, y, loss_fn) for name, found in outputs.items()}, None
+    except _UnscoredError as error:
+        why = str(error)
+    try:
+        return {name: _score(found, None, None) for name, found in outputs.items()}, why
+    except _UnscoredError:
+        return dict.fromkeys(outputs, _Score()), why
 
 
 def _score(outputs: Outputs, y: Any, loss_fn: LossFunction | None) -> _Score:
     """Losses of parts of the samples, accuracy and spread of what was said of them."""
     if not outputs:
-        return _Score(None, None, None)
-    spread = _log_spread(outputs)
+        return _Score()
+    logits = torch.cat([_logits(output, len(members)) for members, output in outputs])
+    spread = number(logits.flatten(1).double().var(0, correction=0).mean().log() / 2)
     if y is None:
-        return _Score(None, None, spread)
-    n = sum(len(members) for members, _ in outputs)
-    parts = max(2, min(PARTS, n // 4 * 2))
+        return _Score(log_spread=spread)
+    n = len(logits)
+    parts = max(2, min(PARTS, n // 4 * 2))  # an even number: each within a half
     losses, right = [], []
     for part in range(parts):
         members, output = outputs[part % len(outputs)]
         places = (members % parts == part).nonzero().flatten()
         if len(places):
             said, wanted = sliced(output, places, len(members)), sliced(y, members[places], n)
-            losses.append(_loss(said, wanted, loss_fn))
-            right += _right(said, wanted)
+            losses.append(_loss(said, wanted, len(places), loss_fn))
+            right += _right(said, wanted, len(places))
     accuracy = sum(right) / len(right) if right else None
     return _Score(torch.tensor(losses, dtype=torch.float64), accuracy, spread)
 
 
-def _log_spread(outputs: Outputs) -> float | None:
-    """Log of the root mean square deviation of the logits from their mean over samples."""
-    found = [first_tensor(output) for _, output in outputs]
-    logits = torch.cat([part.flatten(1).double().cpu() for part in found if part is not None])
-    return number(logits.var(0, correction=0).mean().log() / 2)
-
-
-def _loss(output: Any, y: Any, loss_fn: LossFunction | None) -> float:
+def _loss(output: Any, y: Any, n: int, loss_fn: LossFunction | None) -> float:
     if loss_fn is not None:
         return float(loss_fn(output, y))
-    logits = first_tensor(output)
-    if logits is None or not isinstance(y, Tensor):
-        raise ValueError("compare: the output holds no tensor or targets are none; pass loss_fn=")
-    if y.is_floating_point():
-        return float(F.mse_loss(logits, y.view_as(logits)))
-    return float(F.cross_entropy(_rows(logits, y).float(), y.flatten().long()))
+    logits = _logits(output, n)
+    if not isinstance(y, Tensor):
+        raise _UnscoredError(f"no loss is known for targets of type {type(y).__name__}")
+    if not y.is_floating_point():
+        rows = _rows(logits, y)
+        wide = rows.float() if rows.dtype.itemsize < 4 else rows
+        return float(F.cross_entropy(wide, y.flatten().long()))
+    if y.numel() != logits.numel():
+        raise _UnscoredError(_shapes(logits, y))
+    return float(F.mse_loss(logits, y.view_as(logits)))
 
 
 def _rows(logits: Tensor, y: Tensor) -> Tensor:
@@ -265,22 +293,25 @@ def _rows(logits: Tensor, y: Tensor) -> Tensor:
     for rows in (logits, logits.movedim(1, -1) if logits.ndim > 1 else logits):
         if rows.shape[:-1] == y.shape:
             return rows.flatten(0, -2)
-    raise ValueError(
-        f"compare: no loss is known for an output of shape {tuple(logits.shape)} and integer "
-        f"targets of shape {tuple(y.shape)}; pass loss_fn="
+    raise _UnscoredError(_shapes(logits, y))
+
+
+def _shapes(logits: Tensor, y: Tensor) -> str:
+    return (
+        f"no loss is known for an output of shape {tuple(logits.shape)} and targets of shape "
+        f"{tuple(y.shape)}; pass loss_fn="
     )
 
 
-def _right(output: Any, y: Any) -> list[bool]:
+def _right(output: Any, y: Any, n: int) -> list[bool]:
     """Whether the largest logit is the label's, of each label; none where there are none."""
-    logits = first_tensor(output)
-    if logits is None or not isinstance(y, Tensor) or y.is_floating_point():
+    if not isinstance(y, Tensor) or y.is_floating_point():
         return []
-    known = y.flatten() >= 0  # -100 marks what a loss leaves out
     try:
-        return (_rows(logits, y).argmax(-1) == y.flatten())[known].tolist()
-    except ValueError:
+        right = _rows(_logits(output, n), y).argmax(-1) == y.flatten()
+    except _UnscoredError:  # a loss of one's own may know what to do with such labels
         return []
+    return right[y.flatten() >= 0].tolist()  # -100 marks what a loss leaves out
 
 
 def _add_predictions(rows: list[Row], told: Prediction) -> None:
