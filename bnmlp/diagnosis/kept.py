@@ -1,13 +1,14 @@
 """Measurements that leave nothing behind: averages, gradients, modes, random numbers."""
 
 import contextlib
-import random
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from bnmlp.machine.randomness import random_state_kept
+from bnmlp.networks.protocol import averages_kept
 
 _measuring: ContextVar[bool] = ContextVar("measuring", default=False)
 
@@ -33,53 +34,13 @@ def everything_kept(module: nn.Module, training: bool | None = None) -> Iterator
     parts = list(module.modules())
     with contextlib.ExitStack() as stack:
         stack.callback(_measuring.reset, _measuring.set(True))
-        stack.enter_context(_random_state())
-        for keep in (_modes, _buffers, _gradients, _compiled):
+        stack.enter_context(random_state_kept())
+        stack.enter_context(averages_kept(module))
+        for keep in (_gradients, _compiled):
             stack.enter_context(keep(parts))
         if training is not None and any(part.training != training for part in parts):
             module.train(training)
         yield
-
-
-@contextlib.contextmanager
-def _random_state() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-@contextlib.contextmanager
-def _modes(parts: list[nn.Module]) -> Iterator[None]:
-    modes = [(part, part.training) for part in parts]
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            if part.training != mode:
-                part.training = mode
-
-
-@contextlib.contextmanager
-def _buffers(parts: list[nn.Module]) -> Iterator[None]:
-    """Buffers that a forward pass replaces come back as the same tensors."""
-    kept = [
-        (part._buffers, name, buffer, None if buffer is None else buffer.detach().clone())
-        for part in parts
-        for name, buffer in part._buffers.items()
-    ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for owner, name, buffer, before in kept:
-                owner[name] = buffer
-                if buffer is not None and before is not None:
-                    buffer.copy_(before)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Measure any network: what is wrong, how sure that is, and what helps."""
 
-import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +23,14 @@ from bnmlp.diagnosis.probe import Setting, one_pass
 from bnmlp.diagnosis.recorder import LEVELS
 from bnmlp.diagnosis.report import Facts, Report
 from bnmlp.diagnosis.stacks import is_stack, tables_of_stack
+from bnmlp.diagnosis.statistics import Statistics, compare
 from bnmlp.diagnosis.table import Table, averaged, table_of
 from bnmlp.diagnosis.updates import update_norms
 from bnmlp.diagnosis.verdicts import diagnose, rates_of
 from bnmlp.diagnosis.weights import weights_of
 from bnmlp.diagnosis.wrappers import averaged_over_processes, unwrapped
 from bnmlp.networks.mlp import BNMLP
-from bnmlp.networks.protocol import One
+from bnmlp.networks.protocol import One, averaging
 
 
 def measure(
@@ -101,7 +101,7 @@ def measure(
     diagnosis = diagnose(
         found.tables, rates, found.prediction, found.loss, _faults(first_x), found.unused
     )
-    compared = _statistics(model, first_x, first_y, loss_fn) if statistics else None
+    compared = _statistics(model, first_x, first_y, loss_fn, notes) if statistics else None
     findings = [*diagnosis.findings, *(compared.findings if compared is not None else ())]
     facts = Facts(
         type(model).__name__, sum(p.numel() for p in model.parameters()), samples_of(first_x),
@@ -187,13 +187,18 @@ def _stack(model: Any, several: list[tuple[Any, Any]], setting: Setting) -> _Fou
     )  # fmt: skip
 
 
-def _statistics(model: nn.Module, x: Any, y: Any, loss_fn: LossFunction | None) -> Any:
+def _statistics(
+    model: nn.Module, x: Any, y: Any, loss_fn: LossFunction | None, notes: list[str]
+) -> Statistics | None:
     """Running against batch statistics; None without batch normalisation."""
-    try:
-        module = importlib.import_module("bnmlp.diagnosis.statistics")
-    except ModuleNotFoundError:
-        return None
-    return module.compare(model, x, y, loss_fn)
+    if not is_stack(model):
+        return compare(model, x, y, loss_fn)
+    if averaging(model):
+        notes.append(
+            "running averages are not compared with batch statistics in networks of several "
+            "replicas; for that, measure one as a module of its own"
+        )
+    return None
 
 
 def _jacobian(

@@ -22,8 +22,9 @@ from bnmlp.diagnosis.averages import (
 )
 from bnmlp.diagnosis.chain import stretches
 from bnmlp.diagnosis.findings import Finding, ordered
+from bnmlp.diagnosis.kept import everything_kept
+from bnmlp.diagnosis.stacks import is_stack
 from bnmlp.machine.modes import outside_modes
-from bnmlp.machine.randomness import random_state_kept
 from bnmlp.measurements.recalibration import (
     INSTANCE_NORMS,
     Norm,
@@ -117,15 +118,20 @@ def compare(
         What was found; None where no norm of PyTorch in the module keeps running averages.
 
     Raises:
-        ValueError: If a norm is lazy.
+        ValueError: If a norm is lazy, or the module holds several networks in one.
     """
     model = unwrapped(model)
     norms = tracking(model)
     if not norms:
         return None
+    if is_stack(model):
+        raise ValueError(
+            "compare: the module holds the averages of all its networks in one tensor; compare "
+            "each as a module of its own"
+        )
     place = norms[0].running_mean.device
     x, y = moved(x, place), moved(y, place)
-    with averages_kept(model, training=False), random_state_kept(), without_compiler():
+    with everything_kept(model, training=False), without_compiler():
         path = stretches(model, norms, x)
         evaluated, running = _pass(model, norms, x)
         trained, batch = _pass_in_training(model, norms, x, evaluated)

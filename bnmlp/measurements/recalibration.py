@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -348,10 +349,12 @@ def input_of(batch: Any) -> Any:
 
 
 def call_module(module: nn.Module, given: Any) -> Any:
-    """Call a module with a tensor, a tuple of arguments, or a dict of named ones."""
-    if isinstance(given, Mapping):
-        return module(**given)
-    return module(*given) if isinstance(given, tuple | list) else module(given)
+    """Call a module, without autograd, with a tensor, a tuple of arguments, or a dict of them."""
+    with warnings.catch_warnings():  # checkpointing misses gradients that nobody asks for
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad", UserWarning)
+        if isinstance(given, Mapping):
+            return module(**given)
+        return module(*given) if isinstance(given, tuple | list) else module(given)
 
 
 def moved(given: Any, device: torch.device) -> Any:
