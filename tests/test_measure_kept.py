@@ -107,6 +107,14 @@ def test_nor_of_replicas_in_one_module():
     assert_same(before, state_of(model))
 
 
+def test_nor_of_a_loss_that_draws():
+    model = Restless()
+    x, y = prepared(model)
+    before = state_of(model)
+    measure(model, x, y, loss_fn=lambda out, y: (out + torch.randn_like(out)).square().mean())
+    assert_same(before, state_of(model))
+
+
 @pytest.mark.parametrize("fails", ["forward", "backward"])
 def test_nothing_is_left_behind_after_an_error(fails):
     model = Restless(fails)

@@ -268,6 +268,7 @@ def test_networks_of_replicas_have_rows_by_their_protocol():
     assert "block 1 query" in report.tables[0].name
     twins = [nn.Sequential(nn.Linear(30, 8), nn.BatchNorm1d(8), nn.Linear(8, 10)) for _ in range(2)]
     stacked = measure(Stacked(twins), x, y)
+    assert stacked.statistics is None and "not compared" in " ".join(stacked.facts.notes)
     for r, twin in enumerate(twins):
         alone = measure(twin, x, y).tables[0]
         expected = alone["weight_gradient_norm"][alone.layers]

@@ -14,6 +14,7 @@ from bnmlp import load_dataset, recalibrate, shape_
 from bnmlp.diagnosis.chain import stretches
 from bnmlp.diagnosis.statistics import compare
 from bnmlp.networks.convolutional import ResNet
+from bnmlp.networks.protocol import Stacked
 
 DATA = load_dataset("mnist5k")
 TEST = DATA.test_x[:400], DATA.test_y[:400]
@@ -308,6 +309,11 @@ def test_a_module_without_averages_has_nothing_to_compare():
     x = torch.randn(5, 3)
     assert compare(nn.Linear(3, 2), x) is None
     assert compare(nn.BatchNorm1d(3, track_running_stats=False), x) is None
+
+
+def test_several_networks_in_one_are_refused_in_words():
+    with pytest.raises(ValueError, match="averages of all its networks"):
+        compare(Stacked([nn.BatchNorm1d(3), nn.BatchNorm1d(3)]), torch.randn(5, 3))
 
 
 def norms(**changes):

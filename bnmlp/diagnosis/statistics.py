@@ -25,6 +25,7 @@ from bnmlp.diagnosis.findings import Finding, ordered
 from bnmlp.diagnosis.kept import everything_kept
 from bnmlp.diagnosis.stacks import is_stack
 from bnmlp.machine.modes import outside_modes
+from bnmlp.machine.randomness import random_state_kept
 from bnmlp.measurements.recalibration import (
     INSTANCE_NORMS,
     Norm,
@@ -146,7 +147,8 @@ def compare(
         "running": [(whole, running)],
         "recalibrated": fresh,
     }
-    scores, unscored = _scores(outputs, y, loss_fn)
+    with random_state_kept():  # of losses that draw
+        scores, unscored = _scores(outputs, y, loss_fn)
     summary = _summary(scores, told) | {"unscored": unscored}
     findings = findings_of_averages(rows, called)
     if all(row["never_updated"] for row in rows):  # a network that was just made: nothing is lost
