@@ -211,9 +211,9 @@ def shape_(
     r"""Give the activation of layer :math:`\ell` the gain :math:`\alpha\,\ell^{-e}` on its input.
 
     Deep activations then see small numbers and are nearly linear, so that with orthogonal weights
-    and batch norm gradients stay bounded. Each activation module is put into a :class:`Shaped`;
-    parameters and their names stay. Called again, gains are set anew; ``exponent=0`` with gain one
-    takes them out.
+    and batch norm gradients stay bounded. Each activation module is put into a
+    :class:`~bnmlp.diagnosis.cures.Shaped`; parameters and their names stay. Called again, gains
+    are set anew; ``exponent=0`` with gain one takes them out.
 
     Behind a norm the scale of a layer's output does not matter. Without one, each gain shrinks the
     signal as well: this cure is for normalised networks.

@@ -94,7 +94,7 @@ class Report:
 
     @property
     def rate(self) -> Rate | None:
-        """Growth of gradients towards the input: at weights, or else at outputs."""
+        """Growth of gradients towards the input, at weights or else at outputs."""
         return self.rates["weights"] or self.rates["outputs"]
 
     @property

@@ -22,8 +22,8 @@ class Table:
     r"""Columns of equal length. Logarithms are natural: differences are nats.
 
     Attributes:
-        name: Path of the module, ``#2`` for its second call; of functions see
-            :class:`bnmlp.diagnosis.recorder.Row`.
+        name: Path of the module, ``#2`` for its second call; of functions the path of the module
+            that calls them, with their own name behind.
         kind: Class of the module, or name of the function.
         shape: Of the output.
         dtype: Of the output.
