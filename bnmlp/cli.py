@@ -1,4 +1,4 @@
-"""The ``bnmlp`` command: train, run, status, data."""
+"""The ``bnmlp`` command: train, run, status, data, measure."""
 
 import inspect
 import json
@@ -11,17 +11,20 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pandas as pd
+import torch
 import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from bnmlp.data.datasets import load_dataset
 from bnmlp.data.sources import LOADERS, fetch_command
+from bnmlp.diagnosis.inputs import dataset_batch, random_batch
+from bnmlp.diagnosis.measure import measure
 from bnmlp.machine.storage import StorageError, parse_json, reason
 from bnmlp.training.configuration import TrainingRun, complaints
 from bnmlp.training.folder import read_metrics, read_run, read_status, run_folders
 from bnmlp.training.loop import train as train_run
-from bnmlp.training.networks import NETWORKS
+from bnmlp.training.networks import NETWORKS, find, seeded
 from bnmlp.training.sweep import read_runs, train_all
 
 app = typer.Typer(
@@ -231,6 +234,64 @@ def _with_options(command: Any) -> Any:
 
 
 app.command("train")(_with_options(_train))
+
+
+@app.command("measure")
+def measure_network(
+    network: Annotated[
+        str, typer.Argument(help="what makes it, as torchvision.models:resnet50 or mine.py:build")
+    ],
+    shape: Annotated[
+        str | None, typer.Option("--input", help="shape of random inputs, as 32x3x224x224")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help=f"take samples of a dataset: {', '.join(LOADERS)}")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="samples of the dataset")] = 100,
+    images: Annotated[bool, typer.Option(help="give the dataset's samples as images")] = False,
+    integers: Annotated[
+        int | None, typer.Option(min=1, help="random inputs are tokens below this number")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="random labels, scored by cross entropy")
+    ] = None,
+    argument: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for what makes the network")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="write the report as a page")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write it as JSON")] = None,
+    level: Annotated[
+        Literal["layers", "modules", "additions", "functions"],
+        typer.Option(help="which calls have rows"),
+    ] = "additions",
+    spectra: Annotated[bool, typer.Option(help="measure spectra of activations too")] = False,
+    jacobian: Annotated[bool, typer.Option(help="and of Jacobians")] = False,
+    evaluation: Annotated[bool, typer.Option(help="measure in evaluation mode")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="of weights and random inputs")] = 0,
+    root: Root = None,
+) -> None:
+    """Measure a network: rates with intervals, what is wrong, what helps."""
+    with _plain_errors():
+        if (shape is None) == (data is None):
+            raise ValueError("give --input SHAPE for random inputs, or --data NAME")
+        if data is not None:
+            x, y, words = dataset_batch(data, batch, images=images, root=root)
+        else:
+            x, y, words = random_batch(str(shape), integers=integers, classes=classes, seed=seed)
+        options = dict(map(_argument, argument or []))
+        factory = find(network)
+        try:
+            (model,) = seeded(lambda: factory(**options), 1, seed, torch.float32)
+        except Exception as error:
+            raise ValueError(f"{network} failed: {type(error).__name__}: {error}") from error
+        report = measure(
+            model, x, y, level=level, spectra=spectra, jacobian=jacobian, training=not evaluation
+        ).noted(words)
+        typer.echo(str(report))
+        for path, write in ((html, report.to_html), (json_, report.to_json)):
+            if path is not None:
+                write(path)
+                typer.echo(f"written: {path}")
 
 
 def _status_row(folder: Path) -> dict[str, object]:

@@ -27,6 +27,19 @@ SHARED = {
     "bnmlp.measurements.curvature": {"flat"},
     "bnmlp.measurements.noise": {"sound_batches", "kept_randomness", "ties_samples"},
     "bnmlp.measurements.rates": {"lengths"},
+    "bnmlp.measurements.recalibration": {
+        "Moments",
+        "before_calls",
+        "call_module",
+        "input_of",
+        "moments",
+        "moved",
+        "recalibrate_module",
+        "tracking",
+        "unwrapped",
+        "without_compiler",
+        "write",
+    },  # fmt: skip
     "bnmlp.networks.recipe": {"draw", "first_averages", "first_numbers"},
 }
 

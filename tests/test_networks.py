@@ -278,6 +278,15 @@ def test_averages_are_kept_also_after_an_error(case):
     assert same(before, network)
 
 
+def test_a_buffer_that_a_pass_replaces_comes_back_as_the_same_tensor():
+    module = nn.BatchNorm1d(3)
+    buffer = module.running_mean
+    with averages_kept(module):
+        buffer.add_(1)
+        module.running_mean = torch.ones(3)
+    assert module.running_mean is buffer and not buffer.any()
+
+
 def test_a_module_may_say_itself_what_is_normalised():
     class Residual(Own):
         def normalized(self):

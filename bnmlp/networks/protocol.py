@@ -341,7 +341,7 @@ def _keeps_averages(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def averages_kept(network: Module, training: bool | None = None) -> Iterator[None]:
-    """Leave modes and buffers as they were, also after an error.
+    """Leave modes and buffers, the tensors themselves, as they were, also after an error.
 
     Args:
         network: Any module.
@@ -351,7 +351,12 @@ def averages_kept(network: Module, training: bool | None = None) -> Iterator[Non
         Nothing, once.
     """
     modes = [(module, module.training) for module in network.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    buffers = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module, _ in modes
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         if training is not None:
             network.train(training)
@@ -360,7 +365,8 @@ def averages_kept(network: Module, training: bool | None = None) -> Iterator[Non
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():
-            for buffer, before in buffers:
+            for owner, name, buffer, before in buffers:
+                owner[name] = buffer  # a forward pass may have put another tensor there
                 buffer.copy_(before)
 
 

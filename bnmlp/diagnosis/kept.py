@@ -1,0 +1,89 @@
+"""Measurements that leave nothing behind: averages, gradients, modes, random numbers."""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from bnmlp.machine.randomness import random_state_kept
+from bnmlp.networks.protocol import averages_kept
+
+_measuring: ContextVar[bool] = ContextVar("measuring", default=False)
+
+
+def measuring() -> bool:
+    """Whether what runs now is a measurement, and no step of training."""
+    return _measuring.get()
+
+
+@contextlib.contextmanager
+def everything_kept(module: nn.Module, training: bool | None = None) -> Iterator[None]:
+    """Leave a module and all random numbers as they were, bit for bit, also after an error.
+
+    Kept are modes, buffers (the tensors themselves and their values), ``.grad`` and
+    ``requires_grad`` of parameters, whether modules were compiled in place, and the random state
+    of PyTorch on all devices, of NumPy and of Python. Inside, every parameter that can have a
+    gradient has one, ``.grad`` is None, and compiled modules run as written.
+
+    Args:
+        module: Any module.
+        training: Mode inside the ``with`` statement; as it is if omitted.
+    """
+    parts = list(module.modules())
+    with contextlib.ExitStack() as stack:
+        stack.callback(_measuring.reset, _measuring.set(True))
+        stack.enter_context(random_state_kept())
+        stack.enter_context(averages_kept(module))
+        for keep in (_gradients, _compiled):
+            stack.enter_context(keep(parts))
+        if training is not None and any(part.training != training for part in parts):
+            module.train(training)
+        yield
+
+
+@contextlib.contextmanager
+def _gradients(parts: list[nn.Module]) -> Iterator[None]:
+    found = {id(p): p for part in parts for p in part._parameters.values() if p is not None}
+    kept = [(p, p.grad) for p in found.values()]
+    frozen = [p for p, _ in kept if not p.requires_grad and p.is_leaf and p.is_floating_point()]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        for p, gradient in kept:
+            if gradient is not None:
+                p.grad = None
+        yield
+    finally:
+        for p, gradient in kept:
+            if p.grad is not gradient:
+                p.grad = gradient
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _compiled(parts: list[nn.Module]) -> Iterator[None]:
+    """``module.compile()`` puts a compiled call beside the written one, which ignores new hooks."""
+    calls = [(part, part._compiled_call_impl) for part in parts if part._compiled_call_impl]
+    try:
+        for part, _ in calls:
+            part._compiled_call_impl = None
+        yield
+    finally:
+        for part, call in calls:
+            part._compiled_call_impl = call
+
+
+def first_tensor(value: object) -> Tensor | None:
+    """The first floating-point tensor in what a module takes or returns, depth first."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() and value.layout == torch.strided else None
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            if (found := first_tensor(part)) is not None:
+                return found
+    return None

@@ -1,0 +1,350 @@
+"""One row for each call of a module: what hooks note while a network runs forward and back.
+
+Numbers stay on the device as tensors of one entry until the pass is over, and no activation is
+kept. A hook on the output tensor, not on the module, sees the gradient of the value that the module
+returned, also where the next operation overwrites it (a ReLU in place, ``out += x``).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+
+from bnmlp.diagnosis.functions import Functions, undisturbed
+from bnmlp.diagnosis.kept import first_tensor
+from bnmlp.diagnosis.spectra import spectrum
+from bnmlp.diagnosis.weights import euclidean
+
+LEVELS = ("layers", "modules", "additions", "functions")
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardshrink, nn.Softshrink)
+SECOND_AXIS = (
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
+)  # fmt: skip
+LAST_AXIS = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+NONE = torch.tensor(float("nan"), device="cpu")
+
+
+@dataclass(slots=True)
+class Row:
+    """What is known of one call. Numbers are tensors until :class:`bnmlp.diagnosis.table.Table`.
+
+    Attributes:
+        recorder: That made it.
+        name: Path of the module, with ``#2`` for its second call; of a function, that of the module
+            that computes it, a dot and the function's name.
+        kind: Class of the module, or name of the function.
+        module: The module, or None for a function.
+        path: The name of a function without its number.
+        weighted: Whether the call multiplies with a matrix of its own.
+        shape: Of the output.
+        dtype: Of the output.
+        axis: Which axis of the output counts features.
+        norm: Euclidean norm of the output.
+        total: Euclidean norm of the sum of the output over samples, the first axis.
+        mean: Euclidean norm of the features' sums over all samples and positions.
+        low: Smallest entry.
+        high: Largest entry.
+        dead: Share of features that are zero for every sample and position; of rectifiers.
+        direct: Whether the input is what the call before put out; of weighted calls.
+        source: Euclidean norm of the input over the root of its number of entries; of weighted
+            calls.
+        ratio: Norms of branch and stream; of additions.
+        gradient: Euclidean norm of the loss's gradient in the output.
+        faults: Entries that are not finite, of output and gradient; counted when careful.
+        spectrum: Participation ratio and isometry gap of the output; if asked for.
+    """
+
+    recorder: "Recorder"
+    name: str
+    kind: str
+    module: nn.Module | None = None
+    path: str = ""
+    weighted: bool = False
+    direct: bool = False
+    shape: torch.Size = torch.Size()
+    dtype: torch.dtype = torch.float32
+    axis: int = 1
+    norm: Tensor = NONE
+    total: Tensor = NONE
+    mean: Tensor = NONE
+    low: Tensor = NONE
+    high: Tensor = NONE
+    dead: Tensor | None = None
+    source: Tensor | None = None
+    ratio: tuple[Tensor, Tensor] | None = None
+    gradient: Tensor | None = None
+    faults: tuple[Tensor | int, Tensor | int] = (0, 0)
+    spectrum: tuple[float, float] | None = None
+
+    def backward(self, gradient: Tensor) -> None:
+        """Hook on the output: note the gradient's size."""
+        recorder = self.recorder
+        if recorder.backwards:
+            with undisturbed():
+                self.gradient = recorder.norm_of(gradient)
+                if recorder.careful:
+                    self.faults = (self.faults[0], _faults(gradient))
+
+
+class Recorder:
+    """Hooks on a module's parts that fill :attr:`rows` while :attr:`forwards` is on.
+
+    Args:
+        module: Any module.
+        level: ``"layers"``: a row for each call of a module that multiplies with a matrix;
+            ``"modules"``: of every module without parts of its own; ``"additions"``: also for each
+            sum of two tensors of one shape, and each activation that is called as a function;
+            ``"functions"``: also for every other function that returns numbers.
+        careful: Compute in float64 and count what is not finite.
+        spectra: Measure the spectrum of every output.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        level: str = "additions",
+        *,
+        careful: bool = False,
+        spectra: bool = False,
+    ) -> None:
+        self.module, self.level, self.careful, self.spectra = module, level, careful, spectra
+        self.rows: list[Row] = []
+        self.forwards = self.backwards = False
+        self._calls: dict[str, int] = {}
+        self._inside: list[tuple[str, int]] = []  # modules with parts that are running, first row
+        self._last: tuple[Tensor, Row] | None = None
+        self._last_axis = False
+        self._waiting: dict[nn.Module, list[Row]] = {}
+        self._handles: list[Any] = []
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks are there inside the ``with`` statement, and gone after it, also after an error."""
+        try:
+            self.attach()
+            yield
+        finally:
+            self.detach()
+
+    def attach(self) -> None:
+        """Put hooks on all parts, those that parametrise weights excepted."""
+        for name, part in self.module.named_modules():
+            if "parametrizations" in name.split("."):
+                continue
+            if self.level == "layers" and not _is_weighted(part):
+                continue
+            children = [child for child in part._modules if child != "parametrizations"]
+            if children:
+                enter, leave = self._container(name or "model")
+                self._handles.append(part.register_forward_pre_hook(enter))
+                self._handles.append(part.register_forward_hook(leave))
+            else:
+                self._handles.append(part.register_forward_hook(self._leaf(name or "model")))
+
+    def detach(self) -> None:
+        """Take all hooks away and let tensors go."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._last = [], None
+        self._inside, self._waiting = [], {}
+        self.forwards = self.backwards = False
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Record calls inside the ``with`` statement."""
+        self.forwards = True
+        try:
+            if self.level in ("layers", "modules"):
+                yield
+            else:
+                with Functions(self):
+                    yield
+        finally:
+            self.forwards, self._last, self._inside = False, None, []
+
+    @property
+    def unlinked(self) -> bool:
+        """Whether calls of modules gave values that autograd does not follow."""
+        return bool(self._waiting)
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Record gradients inside the ``with`` statement."""
+        self.backwards = True
+        try:
+            yield
+        finally:
+            self.backwards = False
+
+    def _leaf(self, name: str) -> Callable[..., None]:
+        def after(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            if self.forwards:
+                self._record(name, module, given, output)
+            elif self.backwards:
+                self._recomputed(module, output)
+
+        return after
+
+    def _container(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+            if self.forwards:
+                self._inside.append((name, len(self.rows)))
+
+        def leave(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            if not self.forwards or not self._inside:
+                return
+            _, first = self._inside.pop()
+            if not any(row.module is not None for row in self.rows[first:]):
+                self._record(name, module, given, output)  # it called none of its parts
+
+        return enter, leave
+
+    def _record(self, name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        value = output if type(output) is Tensor else first_tensor(output)
+        if value is None or not value.is_floating_point() or value.numel() == 0:
+            return
+        with undisturbed():
+            self._find_axis(module)
+            if self._adopt(name, module, value):
+                return
+            row = Row(self, self._numbered(name), type(module).__name__, module)
+            row.weighted = _is_weighted(module)
+            if row.weighted:
+                self._look_at_input(row, given)
+            self.note(row, value, rectifier=isinstance(module, RECTIFIERS))
+
+    def _adopt(self, name: str, module: nn.Module, value: Tensor) -> bool:
+        """The row of a function becomes that of the module whose output it made."""
+        last = self.rows[-1] if self.rows else None
+        if last is None or last.module is not None or self._last is None:
+            return False
+        if self._last[0] is not value or last.ratio is not None:
+            return False
+        self._calls[last.path] -= 1
+        if _is_weighted(module) or last.axis != self._axis_of(value):
+            self.rows.pop()  # to be measured again: its hook listens in vain
+            self._last = None
+            return False
+        last.name, last.kind, last.module = self._numbered(name), type(module).__name__, module
+        return True
+
+    def _axis_of(self, value: Tensor) -> int:
+        return value.ndim - 1 if self._last_axis or value.ndim < 3 else 1
+
+    def note(self, row: Row, value: Tensor, *, rectifier: bool = False) -> None:
+        """Measure an output, listen to its gradient, and keep the row.
+
+        Args:
+            row: New.
+            value: What the call returned.
+            rectifier: Whether zeros mean that a feature is off.
+        """
+        self.rows.append(row)
+        if value.requires_grad:
+            value.register_hook(row.backward)
+        elif row.module is not None:
+            self._waiting.setdefault(row.module, []).append(row)
+        self._last = (value, row)
+        row.shape, row.dtype = value.shape, value.dtype
+        row.axis = self._axis_of(value)
+        x = self.wide(value.detach())
+        row.norm = euclidean(x)
+        summed = x.sum(0) if x.ndim > 1 else x
+        row.total = vector_norm(summed)
+        row.mean = row.total if x.ndim < 3 else vector_norm(_over_positions(summed, row.axis - 1))
+        row.low, row.high = torch.aminmax(x)
+        if rectifier and x.ndim > 1:
+            row.dead = (x.amax([i for i in range(x.ndim) if i != row.axis]) <= 0).sum()
+        if self.careful:
+            row.faults = (_faults(x), 0)
+        if self.spectra:
+            row.spectrum = spectrum(x)
+
+    def _recomputed(self, module: nn.Module, output: Any) -> None:
+        """Checkpointing ran this call without autograd first, and runs it again now."""
+        value, waiting = first_tensor(output), self._waiting.get(module)
+        if waiting and value is not None and value.requires_grad:
+            value.register_hook(waiting.pop().backward)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """Numbers in a type whose squares and sums have room: float32, float64 if careful."""
+        if self.careful and x.device.type != "mps":
+            return x.double()
+        return x.float() if x.dtype.itemsize < 4 else x
+
+    def norm_of(self, x: Tensor) -> Tensor:
+        """Euclidean norm of all entries."""
+        return euclidean(self.wide(x.detach()))
+
+    def inside(self) -> str:
+        """The innermost module that is running."""
+        return self._inside[-1][0] if self._inside else "model"
+
+    def function_row(self, name: str) -> Row:
+        """A row for a function, named after the module that is running.
+
+        Args:
+            name: Of the function.
+
+        Returns:
+            The row, not yet kept.
+        """
+        path = f"{self.inside()}.{name}"
+        row = Row(self, self._numbered(path), name, None)
+        row.path = path
+        return row
+
+    def _numbered(self, name: str) -> str:
+        times = self._calls[name] = self._calls.get(name, 0) + 1
+        return name if times == 1 else f"{name}#{times}"
+
+    def _find_axis(self, module: nn.Module) -> None:
+        """Other modules keep the layout of what they are given."""
+        if isinstance(module, LAST_AXIS):
+            self._last_axis = True
+        elif isinstance(module, SECOND_AXIS):
+            self._last_axis = False
+
+    def _look_at_input(self, row: Row, given: tuple[Any, ...]) -> None:
+        value = first_tensor(given)
+        if value is None or value.numel() == 0:
+            return
+        root = value.numel() ** 0.5
+        if self._last is not None and _same(self._last[0], value):
+            row.direct, row.source = True, self._last[1].norm / root
+        else:
+            row.source = self.norm_of(value) / root
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same numbers, perhaps in another shape."""
+    return a is b or (a.data_ptr() == b.data_ptr() and a.numel() == b.numel())
+
+
+def _is_weighted(module: nn.Module) -> bool:
+    if isinstance(module, LOOKUPS):
+        return False
+    return any(p is not None and p.ndim > 1 for p in own_parameters(module).values())
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that one call uses: the module's own, of its parametrisations, of idle parts."""
+    if not module._modules:
+        return {k: p for k, p in module._parameters.items() if p is not None}
+    return dict(module.named_parameters())
+
+
+def _over_positions(summed: Tensor, axis: int) -> Tensor:
+    """Sums of features, given sums over samples. ``axis`` counts features there."""
+    return summed.sum([i for i in range(summed.ndim) if i != axis])
+
+
+def _faults(x: Tensor) -> Tensor:
+    """How many entries are nan or infinite."""
+    return (~x.isfinite()).sum()

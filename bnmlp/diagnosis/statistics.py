@@ -1,0 +1,417 @@
+"""Batch norm in training and in evaluation: what is wrong with running averages, and its price."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnmlp.diagnosis.averages import (
+    CHAPTER,
+    RECALIBRATE,
+    Calls,
+    Prediction,
+    Row,
+    averages_table,
+    findings_of_averages,
+    number,
+    prediction,
+)
+from bnmlp.diagnosis.chain import stretches
+from bnmlp.diagnosis.findings import Finding, ordered
+from bnmlp.diagnosis.kept import everything_kept
+from bnmlp.diagnosis.stacks import is_stack
+from bnmlp.machine.modes import outside_modes
+from bnmlp.machine.randomness import random_state_kept
+from bnmlp.measurements.recalibration import (
+    INSTANCE_NORMS,
+    Norm,
+    before_calls,
+    call_module,
+    moments,
+    moved,
+    recalibrate_module,
+    tracking,
+    unwrapped,
+    without_compiler,
+)
+from bnmlp.networks.protocol import averages_kept
+
+PARTS = 16  # of the samples, whose losses tell how sure a difference is
+SURE = 4.0  # standard errors
+WORSE = 0.1  # share by which a loss or an accuracy has to change to be worth a word
+LossFunction = Callable[[Any, Any], Any]
+
+
+@dataclass
+class Statistics:
+    """Norms in training and in evaluation.
+
+    Attributes:
+        layers: A row for each call of a norm, in order of calls. Besides its state (``name``,
+            ``kind``, ``training``, ``channels``, ``numbers`` behind a statistic, ``momentum``,
+            ``batches`` seen, ``memory``, the weight of the first value in the averages,
+            ``never_updated``, channels ``not_finite`` and ``negative``): ``mean_error``, the
+            squared difference of batch mean and running mean in running variances, mean over
+            channels, and ``noise``, what a batch of independent numbers would make of it;
+            ``variance_ratio``, of batch over running variance, median over channels, smallest
+            (``_low``), largest (``_high``), and ``_mean`` by size; ``log_spread``, half the log of
+            the variance of normalised numbers in evaluation over that in training, and ``offset``,
+            their squared mean in evaluation, each with its ``_predicted`` from the rows before by
+            :func:`bnmlp.theory.evaluation.evaluation_spread`. None where something is not defined
+            or the theory does not reach.
+        summary: ``loss``, ``accuracy`` and ``log_spread`` (log of the deviation of logits over
+            samples) with ``_batch``, ``_running`` and ``_recalibrated`` statistics; ``unscored``,
+            why there is no loss, if so; ``spread_lost`` in evaluation, nats, and
+            ``spread_lost_predicted``; ``assumption`` of the theory that fails, in words; ``sure``,
+            standard errors by which recalibration lowers the loss.
+        findings: The worst first.
+    """
+
+    layers: list[Row]
+    summary: Row
+    findings: list[Finding]
+
+
+Outputs = list[tuple[Tensor, Any]]  # which samples, and what the module says of them
+
+
+class _Score(NamedTuple):
+    losses: Tensor | None = None  # of each part of the samples
+    accuracy: float | None = None
+    log_spread: float | None = None
+
+
+class _UnscoredError(ValueError):
+    """Why an output has no loss."""
+
+
+@outside_modes
+@torch.no_grad()
+def compare(
+    model: nn.Module,
+    x: Any,
+    y: Any = None,
+    loss_fn: LossFunction | None = None,
+    *,
+    calibration: Tensor | Iterable[Any] | None = None,
+) -> Statistics | None:
+    """Compare a module's running averages with the statistics of a batch, and say what they cost.
+
+    Norms are in training or in evaluation mode; everything else, dropout too, is in evaluation
+    mode. Without calibration samples even samples are judged with statistics of the odd ones and
+    the other way round, so that no sample is judged with statistics that it is part of. The module
+    and all random numbers stay as they were. Where synchronised norms train in several processes,
+    each has to call this.
+
+    Args:
+        model: Any module.
+        x: Samples, a tuple of arguments or a dict of named ones; their first axis counts samples.
+        y: Labels or targets; without them only statistics and spreads are compared.
+        loss_fn: Called with output and targets; if omitted cross entropy for integer targets, mean
+            squared error for others.
+        calibration: Samples, or batches of them, for the recalibrated statistics.
+
+    Returns:
+        What was found; None where no norm of PyTorch in the module keeps running averages.
+
+    Raises:
+        ValueError: If a norm is lazy, or the module holds several networks in one.
+    """
+    model = unwrapped(model)
+    norms = tracking(model)
+    if not norms:
+        return None
+    if is_stack(model):
+        raise ValueError(
+            "compare: the module holds the averages of all its networks in one tensor; compare "
+            "each as a module of its own"
+        )
+    place = norms[0].running_mean.device
+    x, y = moved(x, place), moved(y, place)
+    with everything_kept(model, training=False), without_compiler():
+        path = stretches(model, norms, x)
+        evaluated, running = _pass(model, norms, x)
+        trained, batch = _pass_in_training(model, norms, x, evaluated)
+        fresh = _recalibrated(model, x, calibration)
+    called = [norm for norm, _ in evaluated]
+    rows = averages_table(model, evaluated, trained)
+    told = prediction(called, rows, path)
+    _add_predictions(rows, told)
+    whole = torch.arange(samples_of(x))
+    outputs = {
+        "batch": [(whole, batch)] if trained else [],
+        "running": [(whole, running)],
+        "recalibrated": fresh,
+    }
+    with random_state_kept():  # of losses that draw
+        scores, unscored = _scores(outputs, y, loss_fn)
+    summary = _summary(scores, told) | {"unscored": unscored}
+    findings = findings_of_averages(rows, called)
+    if all(row["never_updated"] for row in rows):  # a network that was just made: nothing is lost
+        kind = "statistics-never-updated"
+        findings = [replace(f, severity="note") if f.kind == kind else f for f in findings]
+    else:
+        findings += findings_of_costs(summary, y)
+    return Statistics(rows, summary, ordered(findings))
+
+
+def _pass(model: nn.Module, norms: list[Norm], x: Any) -> tuple[Calls, Any]:
+    """Moments of what each call of a norm is given, and the output; modes as they are."""
+    calls: Calls = []
+
+    def note(norm: Norm, given: Tensor) -> None:
+        calls.append((norm, moments(norm, given, least=1)))
+
+    with before_calls(norms, note):
+        output = call_module(model, x)
+    return calls, output
+
+
+def _pass_in_training(
+    model: nn.Module, norms: list[Norm], x: Any, evaluated: Calls
+) -> tuple[Calls | None, Any]:
+    """The same with norms in training mode, unless one would normalise a single number."""
+    if any(seen.count < 2 and not isinstance(n, INSTANCE_NORMS) for n, seen in evaluated):
+        return None, None
+    with averages_kept(model):
+        for norm in norms:
+            norm.training = True
+        return _pass(model, norms, x)
+
+
+def _recalibrated(model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] | None) -> Outputs:
+    """Outputs with statistics of other samples; none where there are too few."""
+    n = samples_of(x)
+    if calibration is not None:
+        batches = [calibration] if isinstance(calibration, Tensor) else calibration
+        return [(torch.arange(n), _output_behind(model, batches, x))]
+    halves = torch.arange(0, n, 2), torch.arange(1, n, 2)
+    try:
+        return [
+            (judged, _output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
+            for judged, others in (halves, halves[::-1])
+        ]
+    except (ValueError, RuntimeError):  # too few samples, or a size of batch that is built in
+        return []
+
+
+def _output_behind(model: nn.Module, batches: Iterable[Any], x: Any) -> Any:
+    with averages_kept(model):
+        recalibrate_module(model, batches)
+        return call_module(model, x)
+
+
+def samples_of(x: Any) -> int:
+    """How many samples there are: the length of the first tensor."""
+    found = first_tensor(x)
+    return 0 if found is None else len(found)
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor with an axis in a structure of mappings and sequences."""
+    if isinstance(value, Tensor):
+        return value if value.ndim else None
+    parts = value.values() if isinstance(value, Mapping) else value
+    for part in parts if isinstance(value, Mapping | tuple | list) else ():
+        if (found := first_tensor(part)) is not None:
+            return found
+    return None
+
+
+def sliced(value: Any, index: Tensor, n: int) -> Any:
+    """Some samples of everything in a structure that counts n of them on its first axis."""
+    if isinstance(value, Mapping):
+        parts = {name: sliced(part, index, n) for name, part in value.items()}
+        return type(value)(parts) if isinstance(value, dict) else parts
+    if isinstance(value, tuple | list):
+        found = [sliced(part, index, n) for part in value]
+        return type(value)(*found) if hasattr(value, "_fields") else tuple(found)
+    counts = isinstance(value, Tensor) and value.ndim > 0 and len(value) == n
+    return value[index.to(value.device)] if counts else value
+
+
+def _logits(output: Any, n: int) -> Tensor:
+    """What is said of each sample: the entry of that name, or the first tensor of that length."""
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    found = first_tensor(output if named is None else named)
+    if found is None or len(found) != n or not found.is_floating_point():
+        raise _UnscoredError(
+            f"an output of type {type(output).__name__} has no row for each sample"
+        )
+    return found
+
+
+def _scores(
+    outputs: dict[str, Outputs], y: Any, loss_fn: LossFunction | None
+) -> tuple[dict[str, _Score], str | None]:
+    """Scores by name, without losses where these cannot be had, and why not."""
+    try:
+        return {name: _score(found, y, loss_fn) for name, found in outputs.items()}, None
+    except _UnscoredError as error:
+        why = str(error)
+    try:
+        return {name: _score(found, None, None) for name, found in outputs.items()}, why
+    except _UnscoredError:
+        return dict.fromkeys(outputs, _Score()), why
+
+
+def _score(outputs: Outputs, y: Any, loss_fn: LossFunction | None) -> _Score:
+    """Losses of parts of the samples, accuracy and spread of what was said of them."""
+    if not outputs:
+        return _Score()
+    logits = torch.cat([_logits(output, len(members)) for members, output in outputs])
+    spread = number(logits.flatten(1).double().var(0, correction=0).mean().log() / 2)
+    if y is None:
+        return _Score(log_spread=spread)
+    n = len(logits)
+    parts = max(2, min(PARTS, n // 4 * 2))  # an even number: each within a half
+    losses, right = [], []
+    for part in range(parts):
+        members, output = outputs[part % len(outputs)]
+        places = (members % parts == part).nonzero().flatten()
+        if len(places):
+            said, wanted = sliced(output, places, len(members)), sliced(y, members[places], n)
+            losses.append(_loss(said, wanted, len(places), loss_fn))
+            right += _right(said, wanted, len(places))
+    accuracy = sum(right) / len(right) if right else None
+    return _Score(torch.tensor(losses, dtype=torch.float64), accuracy, spread)
+
+
+def _loss(output: Any, y: Any, n: int, loss_fn: LossFunction | None) -> float:
+    if loss_fn is not None:
+        return float(loss_fn(output, y))
+    logits = _logits(output, n)
+    if not isinstance(y, Tensor):
+        raise _UnscoredError(f"no loss is known for targets of type {type(y).__name__}")
+    if not y.is_floating_point():
+        rows = _rows(logits, y)
+        wide = rows.float() if rows.dtype.itemsize < 4 else rows
+        return float(F.cross_entropy(wide, y.flatten().long()))
+    if y.numel() != logits.numel():
+        raise _UnscoredError(_shapes(logits, y))
+    return float(F.mse_loss(logits, y.view_as(logits)))
+
+
+def _rows(logits: Tensor, y: Tensor) -> Tensor:
+    """Logits ``(N, classes)`` whose classes are the last or the second axis."""
+    for rows in (logits, logits.movedim(1, -1) if logits.ndim > 1 else logits):
+        if rows.shape[:-1] == y.shape:
+            return rows.flatten(0, -2)
+    raise _UnscoredError(_shapes(logits, y))
+
+
+def _shapes(logits: Tensor, y: Tensor) -> str:
+    return (
+        f"no loss is known for an output of shape {tuple(logits.shape)} and targets of shape "
+        f"{tuple(y.shape)}; pass loss_fn="
+    )
+
+
+def _right(output: Any, y: Any, n: int) -> list[bool]:
+    """Whether the largest logit is the label's, of each label; none where there are none."""
+    if not isinstance(y, Tensor) or y.is_floating_point():
+        return []
+    try:
+        right = _rows(_logits(output, n), y).argmax(-1) == y.flatten()
+    except _UnscoredError:  # a loss of one's own may know what to do with such labels
+        return []
+    return right[y.flatten() >= 0].tolist()  # -100 marks what a loss leaves out
+
+
+def _add_predictions(rows: list[Row], told: Prediction) -> None:
+    for i, row in enumerate(rows):
+        w, p = told.layers[i] if i < len(told.layers) else (None, None)
+        row["log_spread_predicted"] = None if w is None else math.log(w) / 2
+        row["offset_predicted"] = p
+
+
+def _summary(scores: dict[str, _Score], told: Prediction) -> Row:
+    found: Row = {}
+    for name, score in scores.items():
+        found[f"loss_{name}"] = None if score.losses is None else number(score.losses.mean())
+        found[f"accuracy_{name}"] = score.accuracy
+        found[f"log_spread_{name}"] = score.log_spread
+    before, after = found["log_spread_batch"], found["log_spread_running"]
+    lost = None if before is None or after is None else before - after
+    predicted = None if not told.behind else -math.log(told.behind) / 2
+    found |= {"spread_lost": lost, "spread_lost_predicted": predicted}
+    found["assumption"] = told.obstacle
+    found["sure"] = _sureness(scores["running"].losses, scores["recalibrated"].losses)
+    return found
+
+
+def _sureness(worse: Tensor | None, better: Tensor | None) -> float | None:
+    """Mean difference of the losses of parts, in standard errors."""
+    if worse is None or better is None or len(worse) != len(better) or len(worse) < 3:
+        return None
+    gaps = worse - better
+    return number(gaps.mean() / (gaps.std() / math.sqrt(len(gaps))))
+
+
+def findings_of_costs(summary: Row, y: Any) -> list[Finding]:
+    """What running averages cost, if that is sure, and what they do to the logits.
+
+    Args:
+        summary: Of :class:`Statistics`.
+        y: Labels or targets.
+
+    Returns:
+        Findings, the worst first.
+    """
+    return [f for f in (_cost(summary, y), _changed_spread(summary)) if f is not None]
+
+
+def _cost(summary: Row, y: Any) -> Finding | None:
+    running, fresh, sure = (summary[k] for k in ("loss_running", "loss_recalibrated", "sure"))
+    if fresh is None or (running is not None and (sure is None or sure < SURE)):
+        return None
+    before, after = summary["accuracy_running"], summary["accuracy_recalibrated"]
+    lost = 0.0 if before is None else after - before
+    if running is not None and running - fresh < WORSE * abs(fresh) and lost < WORSE:
+        return None
+    broken = running is None or (lost >= WORSE and lost > 0.5 * (after - _chance(y)))
+    evidence = {
+        k: v for k, v in summary.items() if k.startswith(("loss", "accuracy")) or k == "sure"
+    }
+    return Finding(
+        "running-statistics-fail", "broken" if broken else "serious", _cost_words(summary),
+        evidence, RECALIBRATE, CHAPTER,
+    )  # fmt: skip
+
+
+def _cost_words(summary: Row) -> str:
+    what = "Accuracy" if summary["accuracy_running"] is not None else "The loss"
+    key = "accuracy" if what == "Accuracy" else "loss"
+    batch, running, fresh = (
+        "not finite" if value is None else f"{value:.3g}"
+        for value in (summary[f"{key}_{kind}"] for kind in ("batch", "running", "recalibrated"))
+    )
+    return (
+        f"{what} is {running} with running averages, {fresh} with averages recalibrated on other "
+        f"samples and {batch} with those of the batch: the weights are better than evaluation says."
+    )
+
+
+def _chance(y: Any) -> float:
+    """Share of the most frequent label."""
+    known = y[y >= 0]
+    return float(known.unique(return_counts=True)[1].max() / known.numel())
+
+
+def _changed_spread(summary: Row) -> Finding | None:
+    lost, predicted = summary["spread_lost"], summary["spread_lost_predicted"]
+    if lost is None or abs(lost) < math.log(2):
+        return None
+    words = (
+        f"Logits differ {math.exp(abs(lost)):.3g} times {'less' if lost > 0 else 'more'} between "
+        "samples with running averages than with those of the batch"
+    )
+    if predicted is not None:
+        change = f"{math.exp(abs(predicted)):.3g} times {'less' if predicted > 0 else 'more'}"
+        words += f"; from the averages alone the theory says {change}"
+    evidence = {"spread_lost": lost, "spread_lost_predicted": predicted}
+    return Finding("logit-spread", "note", f"{words}.", evidence)

@@ -1,0 +1,92 @@
+"""What people wrap around a module, taken off, and gradients of data-parallel processes."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DTensor")
+
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str], bool]:
+    """The module that people mean, without compilation and data parallelism.
+
+    Args:
+        model: As it is used in training.
+
+    Returns:
+        The module, what was taken off in words, and whether gradients are to be averaged over
+        processes.
+
+    Raises:
+        TypeError: If it is no module.
+        ValueError: If it cannot be measured as it is: sharded, scripted or without its parameters.
+    """
+    notes: list[str] = []
+    distributed = False
+    while isinstance(model, nn.Module):
+        written = getattr(model, "_orig_mod", None)
+        if isinstance(written, nn.Module):
+            model = written
+            notes.append("compiled by torch.compile; measured as written, without compilation")
+        elif isinstance(model, DistributedDataParallel):
+            model, distributed = model.module, True
+            notes.append(
+                "DistributedDataParallel taken off: gradients are averaged over "
+                f"{dist.get_world_size()} processes, activations are those of this process"
+            )
+        elif isinstance(model, DataParallel):
+            model = model.module
+            notes.append("DataParallel taken off; measured on one device")
+        else:
+            break
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"measure: expected a module, got {type(model).__name__}")
+    _refuse(model)
+    if any(part._compiled_call_impl for part in model.modules()):
+        notes.append("compiled in place; measured as written, without compilation")
+    return model, notes, distributed
+
+
+def _refuse(model: nn.Module) -> None:
+    kinds = {c.__name__ for part in model.modules() for c in type(part).__mro__}
+    kinds |= {type(p).__name__ for p in model.parameters()}
+    if found := next((kind for kind in SHARDED if kind in kinds), None):
+        raise ValueError(
+            f"measure: parameters are sharded ({found}), so no process has a whole gradient; "
+            "measure the module before it is sharded, or a copy that has loaded its full state"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("measure: a scripted module shows none of its calls; measure its source")
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise ValueError(
+            "measure: lazy modules have no parameters yet; run the network once, then measure it"
+        )
+    if any(p.device.type == "meta" for p in model.parameters()):
+        raise ValueError("measure: parameters on the device 'meta' hold no numbers")
+
+
+def averaged_over_processes(
+    gradients: Mapping[str, Tensor | None], scale: float
+) -> dict[str, Tensor | None]:
+    """What DistributedDataParallel leaves in ``.grad``: the mean over processes.
+
+    All processes of the default group must call this with gradients of the same names.
+
+    Args:
+        gradients: Of this process, times ``scale``.
+        scale: A power of two, which may differ between processes.
+
+    Returns:
+        Their means, times this process's scale.
+    """
+    found: dict[str, Tensor | None] = {}
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            gradient = gradient / scale
+            dist.all_reduce(gradient)
+            gradient *= scale / dist.get_world_size()
+        found[name] = gradient
+    return found
