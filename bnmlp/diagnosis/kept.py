@@ -1,8 +1,9 @@
 """Measurements that leave nothing behind: averages, gradients, modes, random numbers."""
 
 import contextlib
+import gc
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
 import numpy as np
@@ -18,7 +19,9 @@ def measuring() -> bool:
 
 
 @contextlib.contextmanager
-def everything_kept(module: nn.Module, training: bool | None = None) -> Iterator[None]:
+def everything_kept(
+    module: nn.Module, training: bool | None = None, parts: Sequence[nn.Module] | None = None
+) -> Iterator[None]:
     """Leave a module and all random numbers as they were, bit for bit, also after an error.
 
     Kept are modes, buffers (the tensors themselves and their values), ``.grad`` and
@@ -29,8 +32,9 @@ def everything_kept(module: nn.Module, training: bool | None = None) -> Iterator
     Args:
         module: Any module.
         training: Mode inside the ``with`` statement; as it is if omitted.
+        parts: The module's parts, where these are known.
     """
-    parts = list(module.modules())
+    parts = list(module.modules()) if parts is None else parts
     with contextlib.ExitStack() as stack:
         stack.callback(_measuring.reset, _measuring.set(True))
         stack.enter_context(_random_state())
@@ -39,6 +43,18 @@ def everything_kept(module: nn.Module, training: bool | None = None) -> Iterator
         if training is not None and any(part.training != training for part in parts):
             module.train(training)
         yield
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Let Python not search its memory for cycles, of which many short-lived objects have none."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextlib.contextmanager
@@ -54,7 +70,7 @@ def _random_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _modes(parts: list[nn.Module]) -> Iterator[None]:
+def _modes(parts: Sequence[nn.Module]) -> Iterator[None]:
     modes = [(part, part.training) for part in parts]
     try:
         yield
@@ -65,25 +81,27 @@ def _modes(parts: list[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _buffers(parts: list[nn.Module]) -> Iterator[None]:
-    """Buffers that a forward pass replaces come back as the same tensors."""
+def _buffers(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Copies stand in for buffers, so nothing writes on these."""
     kept = [
-        (part._buffers, name, buffer, None if buffer is None else buffer.detach().clone())
+        (part._buffers, name, buffer)
         for part in parts
+        if part._buffers
         for name, buffer in part._buffers.items()
     ]
+    copies = {id(buffer): buffer.detach().clone() for _, _, buffer in kept if buffer is not None}
     try:
+        for owner, name, buffer in kept:
+            if buffer is not None:
+                owner[name] = copies[id(buffer)]
         yield
     finally:
-        with torch.no_grad():
-            for owner, name, buffer, before in kept:
-                owner[name] = buffer
-                if buffer is not None and before is not None:
-                    buffer.copy_(before)
+        for owner, name, buffer in kept:
+            owner[name] = buffer
 
 
 @contextlib.contextmanager
-def _gradients(parts: list[nn.Module]) -> Iterator[None]:
+def _gradients(parts: Sequence[nn.Module]) -> Iterator[None]:
     found = {id(p): p for part in parts for p in part._parameters.values() if p is not None}
     kept = [(p, p.grad) for p in found.values()]
     frozen = [p for p, _ in kept if not p.requires_grad and p.is_leaf and p.is_floating_point()]
@@ -103,7 +121,7 @@ def _gradients(parts: list[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _compiled(parts: list[nn.Module]) -> Iterator[None]:
+def _compiled(parts: Sequence[nn.Module]) -> Iterator[None]:
     """``module.compile()`` puts a compiled call beside the written one, which ignores new hooks."""
     calls = [(part, part._compiled_call_impl) for part in parts if part._compiled_call_impl]
     try:

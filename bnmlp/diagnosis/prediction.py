@@ -146,7 +146,7 @@ def chain_of(table: Table, x: object) -> Chain:
         chain.trouble = "layers differ in their normalisation or activation"
         return chain
     chain.norm, chain.before, chain.label, chain.activation = first[0], first[1], first[2], first[3]
-    chain.gains = [roles[4] for roles in inner]
+    chain.gains = _gains([roles[4] for roles in inner])
     if any(math.isnan(gain) for gain in chain.gains):
         chain.trouble = "scales of a normalisation differ between features, or shifts are not zero"
         return chain
@@ -374,12 +374,13 @@ def _trouble(table: Table, places: np.ndarray) -> str | None:
     return None
 
 
-Roles = tuple[str, bool, str, str | Callable[[Tensor], Tensor], float]
+Roles = tuple[str, bool, str, str | Callable[[Tensor], Tensor], nn.Module | None]
 
 
 def _roles(table: Table, start: int, stop: int) -> Roles | str:
-    """Normalisation, its place, activation and gain between two layers; or what does not fit."""
-    norm, before, label, gain = "none", True, "identity", 1.0
+    """Kind and place of a normalisation, activation, normalisation; or what does not fit."""
+    norm, before, label = "none", True, "identity"
+    normalisation: nn.Module | None = None
     activation: str | Callable[[Tensor], Tensor] = "identity"
     for i in range(start + 1, stop):
         module, kind = table.modules[i], table.kind[i]
@@ -389,7 +390,7 @@ def _roles(table: Table, start: int, stop: int) -> Roles | str:
         if found:
             if norm != "none":
                 return f"{table.name[i]} is a second normalisation"
-            norm, before, gain = found, label == "identity", _gain(module)
+            norm, before, normalisation = found, label == "identity", module
             continue
         if label != "identity":
             return f"{table.name[i]} is a second activation"
@@ -401,19 +402,29 @@ def _roles(table: Table, start: int, stop: int) -> Roles | str:
             label, activation = kind, module
         else:
             return f"no formula is known with {table.name[i]}, a {kind}"
-    return norm, before, label, activation, gain
+    return norm, before, label, activation, normalisation
 
 
-def _gain(module: nn.Module | None) -> float:
-    """The factor of a normalisation; nan where features differ or there is a shift."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if isinstance(bias, Tensor) and bool((bias != 0).any()):
-        return math.nan
-    if not isinstance(weight, Tensor):
-        return 1.0
-    weight = weight.detach()
-    first = weight.flatten()[0]
-    return float(first) if bool((weight == first).all()) and float(first) > 0 else math.nan
+def _gains(modules: Sequence[nn.Module | None]) -> list[float]:
+    """Factors of normalisations; nan where features differ or there is a shift."""
+    weights = [getattr(module, "weight", None) for module in modules]
+    shifts = [getattr(module, "bias", None) for module in modules]
+    found = _common(weights, 1.0)
+    return [w if b == 0 and w > 0 else math.nan
+            for w, b in zip(found, _common(shifts, 0.0), strict=True)]  # fmt: skip
+
+
+def _common(values: Sequence[Tensor | None], otherwise: float) -> list[float]:
+    """The number that all entries of each tensor have; nan where they differ."""
+    present = [v.detach() for v in values if v is not None]
+    if not present:
+        return [otherwise] * len(values)
+    if len({(v.shape, v.device, v.dtype) for v in present}) > 1:
+        return [otherwise if v is None else _common([v], otherwise)[0] for v in values]
+    low, high = torch.stack(present).flatten(1).aminmax(dim=1)
+    ends = zip(low.tolist(), high.tolist(), strict=True)
+    numbers = iter([a if a == b else math.nan for a, b in ends])
+    return [otherwise if v is None else next(numbers) for v in values]
 
 
 def _samples(chain: Chain, x: object) -> None:

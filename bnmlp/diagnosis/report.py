@@ -241,6 +241,8 @@ class Report:
 
 ABSENT = {
     "dead": "counted for rectifiers only",
+    "largest": "looked at in layers, functions, and numbers of 16 bits",
+    "headroom": "as largest",
     "branch_over_stream": "of sums only",
     "input_rms": "of layers only",
     "layer": "of calls that multiply with a matrix of their own",
