@@ -125,8 +125,9 @@ def _measured(
         len(found.tables), (*notes, *found.notes),
     )  # fmt: skip
     spectra_found = _jacobian(model, first_x, jacobian, setting.training)
+    tables = [replace(table, modules=[]) for table in found.tables]  # let the network go
     return Report(
-        facts, found.tables, found.spreads, rates, found.prediction, tuple(ordered(findings)),
+        facts, tables, found.spreads, rates, found.prediction, tuple(ordered(findings)),
         tuple(diagnosis.undecided), compared, spectra_found,
     )  # fmt: skip
 
@@ -158,7 +159,8 @@ def _module(
         found = one_pass(anatomy, x, y, setting)
         if distributed:
             found.gradients = averaged_over_processes(found.gradients, found.scale)
-        weights = weights_of(anatomy.parameters, found.gradients, careful=found.careful)
+        wanted = {id(p) for row in found.rows for p in row.weights}
+        weights = weights_of(anatomy.parameters, found.gradients, wanted, careful=found.careful)
         steps = (
             None
             if optimizer is None

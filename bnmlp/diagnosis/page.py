@@ -44,7 +44,7 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--ink); }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .6rem; text-align: right; white-space: nowrap; }
 thead th { position: sticky; top: 0; background: var(--soft); }
-th:first-child, td:first-child, td:nth-child(2), td:nth-child(3) { text-align: left; }
+th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
 tbody tr:nth-child(even) { background: var(--soft); } dt { font-weight: 600; }
 """
 

@@ -75,7 +75,9 @@ class Prediction:
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             wrong = self.failing
-            return f"no formula applies: {wrong.name} ({wrong.found})" if wrong else "no formula"
+            return (
+                f"no formula applies; it asks for {wrong.name}, here {wrong.found}" if wrong else ""
+            )
         if self.low == self.high:
             return f"{self.low:+.4f} nats per layer ({self.formula})"
         return f"{self.low:+.4f} to {self.high:+.4f} nats per layer ({self.formula})"
@@ -207,12 +209,10 @@ def predict(chain: Chain) -> Prediction:
     if chain.trouble:
         return _none(asked)
     inner = set(chain.widths)
-    asked.append(
-        Assumption("all layers are equally wide", len(inner) == 1, _list(sorted(inner), "width"))
-    )
+    asked.append(Assumption("layers of one width", len(inner) == 1, _list(sorted(inner), "width")))
     kind, moment = weights_kind(chain.weights)
     asked.append(
-        Assumption("weights are independent random numbers, or orthogonal", kind != "neither",
+        Assumption("independent or orthogonal weights", kind != "neither",
                    f"{kind}, second moment of the spectrum {moment:.2f}")
     )  # fmt: skip
     if any(not a.holds for a in asked):
@@ -257,11 +257,11 @@ def _batch_norm(chain: Chain, kind: str, asked: list[Assumption]) -> Prediction:
     if chain.label == "identity":
         return _linear(chain, kind, asked)
     asked.append(
-        Assumption("the mean is subtracted, or the activation is odd",
-                   chain.center or chain.label in ("tanh", "sin"), "no mean reduction")
+        Assumption("mean reduction, or an odd activation",
+                   chain.center or chain.label in ("tanh", "sin"), "there is none")
     )  # fmt: skip
     enough = rank is not None and rank >= min(n, d) - 1
-    asked.append(Assumption("samples differ", enough, f"rank {rank} of {n} samples"))
+    asked.append(Assumption("distinct samples", enough, f"rank {rank} of {n} samples"))
     if any(not a.holds for a in asked):
         return _none(asked)
     if chain.label == "relu" and kind == "independent":
@@ -279,7 +279,7 @@ def _batch_norm(chain: Chain, kind: str, asked: list[Assumption]) -> Prediction:
 
 def _linear(chain: Chain, kind: str, asked: list[Assumption]) -> Prediction:
     d, rank = chain.widths[0], chain.rank
-    asked.append(Assumption("the rank of the batch is known", rank is not None, "batch too large"))
+    asked.append(Assumption("a batch of known rank", rank is not None, "batch too large"))
     if rank is None:
         return _none(asked)
     if kind == "independent":
@@ -316,7 +316,7 @@ def _without_norm(chain: Chain, kind: str, asked: list[Assumption]) -> Predictio
     r"""Relative to the signal: :math:`\chi_1` and the lengths that were measured."""
     q = chain.lengths
     usable = len(q) > 2 and bool(np.isfinite(q).all()) and bool((q > 0).all())
-    asked.append(Assumption("signals are finite and not zero", usable, "they are not"))
+    asked.append(Assumption("finite signals other than zero", usable, "there are others"))
     if not usable:
         return _none(asked)
     growth = 0.5 * np.log(

@@ -5,9 +5,9 @@ kept. A hook on the output tensor, not on the module, sees the gradient of the v
 returned, also where the next operation overwrites it (a ReLU in place, ``out += x``).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Row:
         kind: Class of the module, or name of the function.
         module: The module, or None for a function.
         path: The name of a function without its number.
+        weights: Matrices that the call uses, or else the scale of a normalisation.
         weighted: Whether the call multiplies with a matrix of its own.
         shape: Of the output.
         dtype: Of the output.
@@ -59,6 +60,7 @@ class Row:
 
     module: nn.Module | None = None
     path = ""
+    weights: Sequence[nn.Parameter] = ()
     weighted = direct = False
     axis = 1
     ends: tuple[Tensor, Tensor] | None = None
@@ -93,15 +95,25 @@ class _Station:
     def __init__(self, name: str, module: nn.Module) -> None:
         kind = type(module)
         self.name, self.kind, self.module = name, kind.__name__, module
-        self.weighted = _is_weighted(module)
-        self.rectifier, self.last_axis = _habits(kind)
+        self.rectifier = issubclass(kind, RECTIFIERS)
+        self.last_axis = True if issubclass(kind, LAST_AXIS) else None
+        if issubclass(kind, SECOND_AXIS):
+            self.last_axis = False
+        self.lookup = issubclass(kind, LOOKUPS)
 
+    @cached_property
+    def weights(self) -> list[nn.Parameter]:
+        """Matrices that a call uses, or else what it scales by."""
+        module = self.module
+        own = dict(module.named_parameters()) if module._modules else module._parameters
+        present = {name: p for name, p in own.items() if p is not None}
+        matrices = [p for p in present.values() if p.ndim > 1]
+        return matrices or [p for name, p in present.items() if name == "weight"]
 
-@cache
-def _habits(kind: Any) -> tuple[bool, bool | None]:
-    """Whether a class of modules rectifies, and where it counts features, if it says so."""
-    last = False if issubclass(kind, SECOND_AXIS) else True if issubclass(kind, LAST_AXIS) else None
-    return issubclass(kind, RECTIFIERS), last
+    @property
+    def weighted(self) -> bool:
+        """Whether a call multiplies with a matrix of its own."""
+        return not self.lookup and any(p.ndim > 1 for p in self.weights)
 
 
 class Recorder:
@@ -234,8 +246,12 @@ class Recorder:
             if self._last is not None and self._last[0] is value and self._adopt(station, value):
                 return
             row = Row(self, self._numbered(station.name), station.kind)
-            row.module, row.weighted = station.module, station.weighted
-            if station.weighted:
+            row.module, row.weights, row.weighted = (
+                station.module,
+                station.weights,
+                station.weighted,
+            )
+            if row.weighted:
                 self._look_at_input(row, given)
             self.note(row, value, rectifier=station.rectifier)
 
@@ -250,7 +266,7 @@ class Recorder:
             self._last = None
             return False
         last.name, last.kind = self._numbered(station.name), station.kind
-        last.module = station.module
+        last.module, last.weights = station.module, station.weights
         return True
 
     def _axis_of(self, value: Tensor) -> int:
@@ -270,13 +286,14 @@ class Recorder:
         elif row.module is not None:
             self._waiting.setdefault(row.module, []).append(row)
         self._last = (value, row)
-        row.shape, row.dtype = value.shape, value.dtype
-        row.axis = self._axis_of(value)
+        row.shape, row.dtype, axes = value.shape, value.dtype, value.ndim
         x = self.wide(value.detach())
         row.norm = euclidean(x)
-        summed = x.sum(0) if x.ndim > 1 else x
-        row.total = vector_norm(summed)
-        row.mean = row.total if x.ndim < 3 else vector_norm(_over_positions(summed, row.axis - 1))
+        summed = x.sum(0) if axes > 1 else x
+        row.total = row.mean = vector_norm(summed)
+        if axes > 2:
+            row.axis = self._axis_of(value)
+            row.mean = vector_norm(_over_positions(summed, row.axis - 1))
         if row.weighted or row.module is None or x.dtype != value.dtype:
             row.ends = torch.aminmax(x)
         if rectifier and x.ndim > 1:
@@ -325,8 +342,8 @@ class Recorder:
         return name if times == 1 else f"{name}#{times}"
 
     def _look_at_input(self, row: Row, given: tuple[Any, ...]) -> None:
-        value = first_tensor(given)
-        if value is None or value.numel() == 0:
+        value = given[0] if given and type(given[0]) is Tensor else first_tensor(given)
+        if value is None or not value.is_floating_point() or value.numel() == 0:
             return
         if self._last is not None and _same(self._last[0], value):
             row.direct, row.source = True, (self._last[1].norm, value.numel())
@@ -337,19 +354,6 @@ class Recorder:
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same numbers, perhaps in another shape."""
     return a is b or (a.data_ptr() == b.data_ptr() and a.numel() == b.numel())
-
-
-def _is_weighted(module: nn.Module) -> bool:
-    if isinstance(module, LOOKUPS):
-        return False
-    return any(p is not None and p.ndim > 1 for p in own_parameters(module).values())
-
-
-def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that one call uses: the module's own, of its parametrisations, of idle parts."""
-    if not module._modules:
-        return {k: p for k, p in module._parameters.items() if p is not None}
-    return dict(module.named_parameters())
 
 
 def _over_positions(summed: Tensor, axis: int) -> Tensor:

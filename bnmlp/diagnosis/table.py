@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bnmlp.diagnosis.probe import Pass
-from bnmlp.diagnosis.recorder import Row, own_parameters
+from bnmlp.diagnosis.recorder import Row
 from bnmlp.diagnosis.weights import Weights, numbers
 
 # <W, g> sqrt(P) / (|W| |g|) is of order one where lengths matter, by chance below 1e-3 for one
@@ -191,16 +191,7 @@ def _weights(
     steps: np.ndarray | None,
 ) -> None:
     """Where a call uses several matrices they are taken as one."""
-    of_module: dict[nn.Module, list[int]] = {}
-    calls: dict[tuple[int, ...], int] = {}
-    places: list[list[int]] = []
-    for row in rows:
-        module = row.module
-        if module is not None and module not in of_module:
-            of_module[module] = _places(module, weights)
-        places.append(of_module[module] if module is not None else [])
-        key = tuple(places[-1])
-        calls[key] = calls.get(key, 0) + 1
+    places = [[weights.index[id(p)] for p in row.weights if id(p) in weights.index] for row in rows]
     used = [i for i, place in enumerate(places) if place]
     if not used:
         return
@@ -223,7 +214,8 @@ def _weights(
             columns["update"][used] = np.sqrt(together(steps**2)) / norm
         invariance = product * np.sqrt(size) / (norm * gradient)
     mark_invariant(columns, used, invariance, [rows[i].dtype.itemsize >= 4 for i in used])
-    columns["shared"][used] = [calls[tuple(places[i])] for i in used]
+    calls = np.bincount(flat, minlength=len(weights.sizes))
+    columns["shared"][used] = [calls[places[i]].max() for i in used]
     columns["weight_faults"][used] = together(weights.faults[0])
     columns["gradient_faults"][used] += together(weights.faults[1])
 
@@ -247,13 +239,6 @@ def mark_invariant(
     columns["scale_invariant"][places] = np.select(
         [size < INVARIANT, size > DEPENDENT], [1.0, 0.0], np.nan
     )
-
-
-def _places(module: nn.Module, weights: Weights) -> list[int]:
-    own = own_parameters(module)
-    chosen = [p for p in own.values() if p.ndim > 1]
-    chosen = chosen or [p for name, p in own.items() if name == "weight"]
-    return [weights.index[id(p)] for p in chosen if id(p) in weights.index]
 
 
 def _faults(rows: Sequence[Row], which: int) -> np.ndarray:

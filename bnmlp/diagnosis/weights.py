@@ -1,6 +1,6 @@
 """Sizes of weights and of their gradients, and whether a weight's length matters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,14 +42,16 @@ class Weights:
 def weights_of(
     parameters: Mapping[str, nn.Parameter],
     gradients: Mapping[str, Tensor | None],
+    wanted: Collection[int],
     *,
     careful: bool = False,
 ) -> Weights:
-    """Measure all parameters.
+    """Measure parameters.
 
     Args:
         parameters: By name.
         gradients: By the names of parameters; None where the loss does not depend on one.
+        wanted: The ``id`` of those to measure; numbers of others are nan.
         careful: Compute in float64 and count what is not finite.
 
     Returns:
@@ -60,13 +62,12 @@ def weights_of(
     found = [gradients.get(name) for name in names]
     sizes = np.full((3, len(names)), np.nan)
     faults = np.zeros((2, len(names)), dtype=np.int64)
+    again = [i for i, name in enumerate(names) if id(parameters[name]) in wanted]
     if not careful:
-        small = [i for i, value in enumerate(values) if value.numel() <= SMALL]
-        large = [i for i, value in enumerate(values) if value.numel() > SMALL]
+        small = [i for i in again if values[i].numel() <= SMALL]
+        large = [i for i in again if values[i].numel() > SMALL]
         _together(values, found, small, sizes)
         _one_by_one(values, found, large, sizes, careful)
-    again: Sequence[int] = range(len(names))
-    if not careful:
         safe = (sizes[:2] > SAFE[0]) & (sizes[:2] < SAFE[1]) | np.isnan(sizes[:2])
         again = [i for i in large if not safe[:, i].all()]
         again += [i for i in small if not np.isfinite(sizes[0, i]) or np.isinf(sizes[1, i])]
