@@ -17,8 +17,8 @@ from bnmlp.diagnosis.prediction import Prediction
 from bnmlp.diagnosis.table import COLUMNS, Table, spread_of_rates
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+    import matplotlib.figure
+    import pandas
 
     from bnmlp.diagnosis.jacobian import Spectrum
 
@@ -94,7 +94,7 @@ class Report:
 
     @property
     def rate(self) -> Rate | None:
-        """Growth of gradients towards the input: at weights, or else at outputs."""
+        """Growth of gradients towards the input at weights, or else at outputs."""
         return self.rates["weights"] or self.rates["outputs"]
 
     @property
@@ -109,7 +109,7 @@ class Report:
         return spread_of_rates(self.tables)
 
     @property
-    def layers(self) -> "pd.DataFrame":
+    def layers(self) -> "pandas.DataFrame":
         """One row for each call, in the order of execution; the columns are described in COLUMNS.
 
         Several replicas follow each other, told apart by the column ``replica``.
@@ -134,7 +134,7 @@ class Report:
             [self.headline(), "", *self._verdicts(), "", *self._measured(), "", *self._rows()]
         )
 
-    def plot(self) -> "Figure":
+    def plot(self) -> "matplotlib.figure.Figure":
         """Gradients, signals and effective rates against depth, with what theory says.
 
         Returns:

@@ -22,8 +22,8 @@ class Table:
     r"""Columns of equal length. Logarithms are natural: differences are nats.
 
     Attributes:
-        name: Path of the module, ``#2`` for its second call; of functions see
-            :class:`bnmlp.diagnosis.recorder.Row`.
+        name: Path of the module, ``#2`` for its second call; of a function, the path of the module
+            that computes it, a dot and the function's name.
         kind: Class of the module, or name of the function.
         shape: Of the output.
         dtype: Of the output.
@@ -171,16 +171,15 @@ def _outputs(found: Pass, columns: dict[str, np.ndarray]) -> None:
         branch, stream = (numbers(list(sizes)).numpy() for sizes in zip(*pairs, strict=True))
         with np.errstate(all="ignore"):
             columns["branch_over_stream"][sums] = branch / stream
-    columns["output_faults"][:] = _faults(rows, 0)
+    columns["output_faults"][:] = _faults(found, 0)
 
 
 def _gradients(found: Pass, columns: dict[str, np.ndarray]) -> None:
-    rows = found.rows
     with np.errstate(all="ignore"):
         logs = np.log(found.output_gradients) - np.log(found.scale)
         columns["sensitivity"][:] = logs + 0.5 * np.log(columns["mean_square"])
         columns["gradient_norm"][:] = np.exp(logs)
-    columns["gradient_faults"][:] = _faults(rows, 1)
+    columns["gradient_faults"][:] = _faults(found, 1)
 
 
 def _weights(
@@ -241,8 +240,11 @@ def mark_invariant(
     )
 
 
-def _faults(rows: Sequence[Row], which: int) -> np.ndarray:
-    return np.array([int(row.faults[which]) for row in rows]).astype(float)
+def _faults(found: Pass, which: int) -> np.ndarray | float:
+    """Counted where numbers left their range; elsewhere there are none."""
+    if not found.careful:
+        return 0.0
+    return np.array([int(row.faults[which]) for row in found.rows]).astype(float)
 
 
 def _extremes(rows: Sequence[Row], columns: dict[str, np.ndarray]) -> None:

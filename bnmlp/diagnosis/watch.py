@@ -65,7 +65,7 @@ def watch(
 
 
 class Watch:
-    """What :func:`watch` returns.
+    """What :func:`bnmlp.watch` returns.
 
     Attributes:
         file: Where rows go.
