@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnmlp.checks import check_name, whole_number
 from bnmlp.diagnosis.anatomy import Anatomy
-from bnmlp.diagnosis.findings import ordered
+from bnmlp.diagnosis.findings import Finding, ordered
 from bnmlp.diagnosis.forms import LossFunction, batches_of, samples_of
 from bnmlp.diagnosis.jacobian import Spectrum, jacobian_spectra
 from bnmlp.diagnosis.kept import no_collection
@@ -117,7 +117,7 @@ def _measured(
         found.tables, rates, found.prediction, found.loss, _faults(first_x), found.unused
     )
     compared = _statistics(model, first_x, first_y, setting.loss_fn) if statistics else None
-    findings = [*diagnosis.findings, *(compared.findings if compared is not None else ())]
+    findings = [*diagnosis.findings, *_of_statistics(compared)]
     size = sum(p.numel() for p in anatomy.parameters.values())
     facts = Facts(
         type(model).__name__, size, samples_of(first_x),
@@ -212,6 +212,15 @@ def _statistics(model: nn.Module, x: Any, y: Any, loss_fn: LossFunction | None) 
     except ModuleNotFoundError:
         return None
     return module.compare(model, x, y, loss_fn)
+
+
+def _of_statistics(compared: Any) -> list[Finding]:
+    """What is wrong with running averages; in a network that was never trained, notes."""
+    if compared is None:
+        return []
+    fresh = all(row.get("never_updated") for row in compared.layers)
+    found = list(compared.findings)
+    return [replace(finding, severity="note") for finding in found] if fresh else found
 
 
 def _jacobian(

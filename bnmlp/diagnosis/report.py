@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnmlp.diagnosis.findings import Finding, ordered
+from bnmlp.diagnosis.findings import Finding, ordered, summary_of
 from bnmlp.diagnosis.growth import Rate
 from bnmlp.diagnosis.prediction import Prediction
 from bnmlp.diagnosis.table import COLUMNS, Table, spread_of_rates
@@ -229,8 +229,8 @@ class Report:
         if math.isfinite(self.rate_spread):
             text = "effective rates |g|/|W|, largest to least"
             lines.append(f"  {text:41} {self.rate_spread:.1f} nats")
-        for name, value in dict(getattr(self.statistics, "summary", {}) or {}).items():
-            lines.append(f"  {str(name).replace('_', ' '):41} {_short(value)}")
+        for name, value in summary_of(self.statistics).items():
+            lines.append(f"  {name:41} {_short(value)}")
         for name, spectrum in (self.jacobian or {}).items():
             lines.append(f"  {'singular values of ' + name:41} {spectrum}")
         return lines
