@@ -14,7 +14,7 @@ from bnmlp.diagnosis.anatomy import Anatomy
 from bnmlp.diagnosis.findings import Finding, ordered
 from bnmlp.diagnosis.forms import LossFunction, batches_of, samples_of
 from bnmlp.diagnosis.jacobian import Spectrum, jacobian_spectra
-from bnmlp.diagnosis.kept import no_collection
+from bnmlp.diagnosis.kept import everything_kept, no_collection
 from bnmlp.diagnosis.prediction import (
     Assumption,
     Prediction,
@@ -206,12 +206,15 @@ def _stack(model: Any, several: list[tuple[Any, Any]], setting: Setting) -> _Fou
 
 
 def _statistics(model: nn.Module, x: Any, y: Any, loss_fn: LossFunction | None) -> Any:
-    """Running against batch statistics; None without batch normalisation."""
+    """Running against batch statistics; None without batch normalisation, and for replicas."""
+    if is_stack(model):
+        return None
     try:
         module = importlib.import_module("bnmlp.diagnosis.statistics")
     except ModuleNotFoundError:
         return None
-    return module.compare(model, x, y, loss_fn)
+    with everything_kept(model):
+        return module.compare(model, x, y, loss_fn)
 
 
 def _of_statistics(compared: Any) -> list[Finding]:
