@@ -100,7 +100,7 @@ def jacobian_spectra(
     if unknown := [name for name in chosen if name not in parts]:
         raise ValueError(f"measure: no part is called {unknown[0]!r}; see named_modules()")
     found: dict[str, Spectrum] = {}
-    with torch.inference_mode(False), everything_kept(model, training):
+    with everything_kept(model, training):
         given = _inputs(model, {parts[name]: name for name in chosen}, x)
         whole = _linear(lambda value: logits_of(output_of(model, value)), x)
         if whole is None:

@@ -27,7 +27,8 @@ def everything_kept(
     Kept are modes, buffers (the tensors themselves and their values), ``.grad`` and
     ``requires_grad`` of parameters, whether modules were compiled in place, and the random state
     of PyTorch on all devices, of NumPy and of Python. Inside, every parameter that can have a
-    gradient has one, ``.grad`` is None, and compiled modules run as written.
+    gradient has one, ``.grad`` is None, inference mode is off, and compiled modules run as
+    written.
 
     Args:
         module: Any module.
@@ -37,6 +38,7 @@ def everything_kept(
     parts = list(module.modules()) if parts is None else parts
     with contextlib.ExitStack() as stack:
         stack.callback(_measuring.reset, _measuring.set(True))
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_random_state())
         for keep in (_modes, _buffers, _gradients, _compiled):
             stack.enter_context(keep(parts))

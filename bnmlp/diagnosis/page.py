@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bnmlp.diagnosis.findings import Finding, ordered
-from bnmlp.diagnosis.table import COLUMNS, Table, summary_of
+from bnmlp.diagnosis.findings import Finding, ordered, summary_of
+from bnmlp.diagnosis.table import COLUMNS, Table
 
 if TYPE_CHECKING:
     from bnmlp.diagnosis.report import Report

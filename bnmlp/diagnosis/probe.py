@@ -100,12 +100,8 @@ def _attempt(
 ) -> Pass:
     model, parts = anatomy.module, [part for _, part in anatomy.parts]
     recorder = Recorder(anatomy, setting.level, careful=careful, spectra=setting.spectra)
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        everything_kept(model, setting.training, parts),
-        recorder.attached(),
-    ):
+    kept = everything_kept(model, setting.training, parts)
+    with kept, torch.enable_grad(), recorder.attached():
         with recorder.forward():
             output = output_of(model, detached(x))
         score = score_of(output, y, setting.loss_fn)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnmlp.diagnosis.findings import Finding, ordered
+from bnmlp.diagnosis.findings import Finding, ordered, summary_of
 from bnmlp.diagnosis.growth import Rate
 from bnmlp.diagnosis.prediction import Prediction
-from bnmlp.diagnosis.table import COLUMNS, Table, spread_of_rates, summary_of
+from bnmlp.diagnosis.table import COLUMNS, Table, spread_of_rates
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -264,9 +264,3 @@ def _sparse(columns: dict[str, np.ndarray], column: str, values: Sequence[Any]) 
     present = [i for i, value in enumerate(values) if value is not None]
     if present:
         columns[column][present] = numbers([values[i] for i in present]).numpy()
-
-
-def summary_of(statistics: Any) -> dict[str, object]:
-    """What is known of running and batch statistics, in words and numbers."""
-    summary = getattr(statistics, "summary", None) or {}
-    return {str(k).replace("_", " "): v for k, v in summary.items() if v is not None}
