@@ -274,10 +274,11 @@ def measure_network(
     with _plain_errors():
         if (shape is None) == (data is None):
             raise ValueError("give --input SHAPE for random inputs, or --data NAME")
-        if data is not None:
-            x, y, words = dataset_batch(data, batch, images=images, root=root)
-        else:
-            x, y, words = random_batch(str(shape), integers=integers, classes=classes, seed=seed)
+        x, y, words = (
+            random_batch(str(shape), integers=integers, classes=classes, seed=seed)
+            if data is None
+            else dataset_batch(data, batch, images=images, root=root)
+        )
         options = dict(map(_argument, argument or []))
         factory = find(network)
         try:

@@ -48,3 +48,9 @@ class Finding:
 def ordered(findings: list[Finding]) -> list[Finding]:
     """The worst first, otherwise as they were found."""
     return sorted(findings, key=lambda found: SEVERITIES.index(found.severity))
+
+
+def summary_of(statistics: Any) -> dict[str, object]:
+    """What is known of running and batch statistics, in words and numbers."""
+    summary = getattr(statistics, "summary", None) or {}
+    return {str(k).replace("_", " "): v for k, v in summary.items() if v is not None}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnmlp.diagnosis.kept import first_tensor
+from bnmlp.layers.seeds import random_source
 from bnmlp.machine.modes import ordinary
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -171,8 +172,7 @@ def _own_loss(output: Any, logits: Tensor | None) -> Score:
             f"measure: found no floating-point tensor in an output of type "
             f"{type(output).__name__}; pass loss_fn="
         )
-    chance = torch.Generator("cpu").manual_seed(0)
-    direction = torch.randn(logits.shape, generator=chance, device="cpu").to(logits)
+    direction = torch.randn(logits.shape, generator=random_source(0), device="cpu").to(logits)
     loss = (logits * direction).mean()
     return Score(_number(loss), "product of the output with a random direction", logits)
 

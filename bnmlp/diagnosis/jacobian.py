@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bnmlp.diagnosis.forms import logits_of, output_of
 from bnmlp.diagnosis.kept import everything_kept, first_tensor
+from bnmlp.layers.seeds import random_source
 from bnmlp.machine.precision import float64
 
 EXACT = 512  # rows or columns up to which all of them are computed
@@ -100,7 +101,7 @@ def jacobian_spectra(
     if unknown := [name for name in chosen if name not in parts]:
         raise ValueError(f"measure: no part is called {unknown[0]!r}; see named_modules()")
     found: dict[str, Spectrum] = {}
-    with torch.inference_mode(False), everything_kept(model, training):
+    with everything_kept(model, training):
         given = _inputs(model, {parts[name]: name for name in chosen}, x)
         whole = _linear(lambda value: logits_of(output_of(model, value)), x)
         if whole is None:
@@ -201,7 +202,7 @@ def _spectrum(forward: Product, transposed: Product, out: Tensor, h: Tensor) -> 
     rows, columns = out.numel(), h.numel()
     if min(rows, columns) <= EXACT:
         return _all_values(forward, transposed, out, h)
-    noise = torch.Generator("cpu").manual_seed(0)
+    noise = random_source(0)
     values, weights = [], []
     for _ in range(STARTS):
         size, product, back = (

@@ -1,7 +1,8 @@
 """Measurements that leave nothing behind: averages, gradients, modes, random numbers."""
 
 import contextlib
-from collections.abc import Iterator
+import gc
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
 import torch
@@ -19,21 +20,26 @@ def measuring() -> bool:
 
 
 @contextlib.contextmanager
-def everything_kept(module: nn.Module, training: bool | None = None) -> Iterator[None]:
+def everything_kept(
+    module: nn.Module, training: bool | None = None, parts: Sequence[nn.Module] | None = None
+) -> Iterator[None]:
     """Leave a module and all random numbers as they were, bit for bit, also after an error.
 
     Kept are modes, buffers (the tensors themselves and their values), ``.grad`` and
     ``requires_grad`` of parameters, whether modules were compiled in place, and the random state
     of PyTorch on all devices, of NumPy and of Python. Inside, every parameter that can have a
-    gradient has one, ``.grad`` is None, and compiled modules run as written.
+    gradient has one, ``.grad`` is None, inference mode is off, and compiled modules run as
+    written.
 
     Args:
         module: Any module.
         training: Mode inside the ``with`` statement; as it is if omitted.
+        parts: The module's parts, where these are known.
     """
-    parts = list(module.modules())
+    parts = list(module.modules()) if parts is None else parts
     with contextlib.ExitStack() as stack:
         stack.callback(_measuring.reset, _measuring.set(True))
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(random_state_kept())
         stack.enter_context(averages_kept(module))
         for keep in (_gradients, _compiled):
@@ -44,7 +50,19 @@ def everything_kept(module: nn.Module, training: bool | None = None) -> Iterator
 
 
 @contextlib.contextmanager
-def _gradients(parts: list[nn.Module]) -> Iterator[None]:
+def no_collection() -> Iterator[None]:
+    """Let Python not search its memory for cycles, of which many short-lived objects have none."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _gradients(parts: Sequence[nn.Module]) -> Iterator[None]:
     found = {id(p): p for part in parts for p in part._parameters.values() if p is not None}
     kept = [(p, p.grad) for p in found.values()]
     frozen = [p for p, _ in kept if not p.requires_grad and p.is_leaf and p.is_floating_point()]
@@ -64,7 +82,7 @@ def _gradients(parts: list[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _compiled(parts: list[nn.Module]) -> Iterator[None]:
+def _compiled(parts: Sequence[nn.Module]) -> Iterator[None]:
     """``module.compile()`` puts a compiled call beside the written one, which ignores new hooks."""
     calls = [(part, part._compiled_call_impl) for part in parts if part._compiled_call_impl]
     try:

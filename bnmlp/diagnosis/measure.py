@@ -1,7 +1,7 @@
 """Measure any network: what is wrong, how sure that is, and what helps."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bnmlp.checks import check_name, whole_number
+from bnmlp.diagnosis.anatomy import Anatomy
 from bnmlp.diagnosis.findings import ordered
 from bnmlp.diagnosis.forms import LossFunction, batches_of, samples_of
 from bnmlp.diagnosis.jacobian import Spectrum, jacobian_spectra
+from bnmlp.diagnosis.kept import no_collection
 from bnmlp.diagnosis.prediction import (
     Assumption,
     Prediction,
@@ -30,7 +32,7 @@ from bnmlp.diagnosis.verdicts import diagnose, rates_of
 from bnmlp.diagnosis.weights import weights_of
 from bnmlp.diagnosis.wrappers import averaged_over_processes, unwrapped
 from bnmlp.networks.mlp import BNMLP
-from bnmlp.networks.protocol import One, averaging
+from bnmlp.networks.protocol import averaging
 
 
 def measure(
@@ -85,32 +87,50 @@ def measure(
     """  # noqa: DOC502
     check_name("level", level, LEVELS)
     batches = whole_number("batches", batches)
-    model, notes, distributed = unwrapped(model)
-    if isinstance(model, One):
-        model = model.module
-    factor = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
-    setting = Setting(loss_fn, level, spectra, training, factor)
-    if factor != 1:
-        notes.append(f"loss multiplied by the scaler's {factor:g}; results are unscaled")
+    setting = Setting(loss_fn, level, spectra, training)
+    with no_collection():
+        return _measured(model, x, y, setting, jacobian, statistics, optimizer, scaler, batches)
+
+
+def _measured(
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    setting: Setting,
+    jacobian: bool | Iterable[str],
+    statistics: bool,
+    optimizer: torch.optim.Optimizer | None,
+    scaler: Any,
+    batches: int,
+) -> Report:
+    anatomy, notes, distributed = unwrapped(model)
+    model = anatomy.module
+    if scaler is not None and scaler.is_enabled():
+        setting = replace(setting, factor=float(scaler.get_scale()))
+        notes.append(f"loss multiplied by the scaler's {setting.factor:g}; results are unscaled")
     several = list(batches_of(x, y, batches))
     found = _stack(model, several, setting) if is_stack(model) else _module(
-        model, several, setting, optimizer, distributed
+        anatomy, several, setting, optimizer, distributed
     )  # fmt: skip
     rates = rates_of(found.tables)
     first_x, first_y = several[0]
     diagnosis = diagnose(
         found.tables, rates, found.prediction, found.loss, _faults(first_x), found.unused
     )
-    compared = _statistics(model, first_x, first_y, loss_fn, notes) if statistics else None
+    compared = None
+    if statistics:
+        compared = _statistics(model, first_x, first_y, setting.loss_fn, notes)
     findings = [*diagnosis.findings, *(compared.findings if compared is not None else ())]
+    size = sum(p.numel() for p in anatomy.parameters.values())
     facts = Facts(
-        type(model).__name__, sum(p.numel() for p in model.parameters()), samples_of(first_x),
-        len(several), found.loss, found.words, found.accuracy, _mode(model, training),
+        type(model).__name__, size, samples_of(first_x),
+        len(several), found.loss, found.words, found.accuracy, _mode(model, setting.training),
         len(found.tables), (*notes, *found.notes),
     )  # fmt: skip
-    spectra_found = _jacobian(model, first_x, jacobian, training)
+    spectra_found = _jacobian(model, first_x, jacobian, setting.training)
+    tables = [replace(table, modules=[]) for table in found.tables]  # let the network go
     return Report(
-        facts, found.tables, found.spreads, rates, found.prediction, tuple(ordered(findings)),
+        facts, tables, found.spreads, rates, found.prediction, tuple(ordered(findings)),
         tuple(diagnosis.undecided), compared, spectra_found,
     )  # fmt: skip
 
@@ -130,7 +150,7 @@ class _Found:
 
 
 def _module(
-    model: nn.Module,
+    anatomy: Anatomy,
     several: list[tuple[Any, Any]],
     setting: Setting,
     optimizer: torch.optim.Optimizer | None,
@@ -139,14 +159,15 @@ def _module(
     tables, losses, accuracies, notes, words = [], [], [], [], ""
     unused: set[str] | None = None
     for x, y in several:
-        found = one_pass(model, x, y, setting)
+        found = one_pass(anatomy, x, y, setting)
         if distributed:
             found.gradients = averaged_over_processes(found.gradients, found.scale)
-        weights = weights_of(model, found.gradients, careful=found.careful)
+        wanted = {id(p) for row in found.rows for p in row.weights}
+        weights = weights_of(anatomy.parameters, found.gradients, wanted, careful=found.careful)
         steps = (
             None
             if optimizer is None
-            else update_norms(model, optimizer, found.gradients, found.scale)
+            else update_norms(anatomy.parameters, optimizer, found.gradients, found.scale)
         )
         tables.append(table_of(found, weights, steps))
         losses.append(float(found.loss))

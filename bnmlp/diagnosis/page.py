@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bnmlp.diagnosis.findings import Finding, ordered
+from bnmlp.diagnosis.findings import Finding, ordered, summary_of
 from bnmlp.diagnosis.table import COLUMNS, Table
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--ink); }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .6rem; text-align: right; white-space: nowrap; }
 thead th { position: sticky; top: 0; background: var(--soft); }
-th:first-child, td:first-child, td:nth-child(2), td:nth-child(3) { text-align: left; }
+th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
 tbody tr:nth-child(even) { background: var(--soft); } dt { font-weight: 600; }
 """
 
@@ -202,11 +202,9 @@ def _axes(depth: int, low: float, high: float) -> str:
 def _extra(report: "Report") -> list[str]:
     """Statistics and Jacobians, where they were measured."""
     parts: list[str] = []
-    summary = dict(getattr(report.statistics, "summary", None) or {})
-    if summary:
+    if summary := summary_of(report.statistics):
         parts.append("<h2>Running against batch statistics</h2>")
-        named = ((str(k).replace("_", " "), v) for k, v in summary.items())
-        parts += [f"<p>{_text(name)}: {_cell(value)}</p>" for name, value in named]
+        parts += [f"<p>{_text(name)}: {_cell(value)}</p>" for name, value in summary.items()]
     if report.jacobian:
         parts.append("<h2>Singular values of Jacobians</h2>")
         parts += [f"<p>{_text(name)}: {_text(s)}</p>" for name, s in report.jacobian.items()]

@@ -75,7 +75,9 @@ class Prediction:
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             wrong = self.failing
-            return f"no formula applies: {wrong.name} ({wrong.found})" if wrong else "no formula"
+            return (
+                f"no formula applies; it asks for {wrong.name}, here {wrong.found}" if wrong else ""
+            )
         if self.low == self.high:
             return f"{self.low:+.4f} nats per layer ({self.formula})"
         return f"{self.low:+.4f} to {self.high:+.4f} nats per layer ({self.formula})"
@@ -146,7 +148,7 @@ def chain_of(table: Table, x: object) -> Chain:
         chain.trouble = "layers differ in their normalisation or activation"
         return chain
     chain.norm, chain.before, chain.label, chain.activation = first[0], first[1], first[2], first[3]
-    chain.gains = [roles[4] for roles in inner]
+    chain.gains = _gains([roles[4] for roles in inner])
     if any(math.isnan(gain) for gain in chain.gains):
         chain.trouble = "scales of a normalisation differ between features, or shifts are not zero"
         return chain
@@ -207,12 +209,10 @@ def predict(chain: Chain) -> Prediction:
     if chain.trouble:
         return _none(asked)
     inner = set(chain.widths)
-    asked.append(
-        Assumption("all layers are equally wide", len(inner) == 1, _list(sorted(inner), "width"))
-    )
+    asked.append(Assumption("layers of one width", len(inner) == 1, _list(sorted(inner), "width")))
     kind, moment = weights_kind(chain.weights)
     asked.append(
-        Assumption("weights are independent random numbers, or orthogonal", kind != "neither",
+        Assumption("independent or orthogonal weights", kind != "neither",
                    f"{kind}, second moment of the spectrum {moment:.2f}")
     )  # fmt: skip
     if any(not a.holds for a in asked):
@@ -257,11 +257,11 @@ def _batch_norm(chain: Chain, kind: str, asked: list[Assumption]) -> Prediction:
     if chain.label == "identity":
         return _linear(chain, kind, asked)
     asked.append(
-        Assumption("the mean is subtracted, or the activation is odd",
-                   chain.center or chain.label in ("tanh", "sin"), "no mean reduction")
+        Assumption("mean reduction, or an odd activation",
+                   chain.center or chain.label in ("tanh", "sin"), "there is none")
     )  # fmt: skip
     enough = rank is not None and rank >= min(n, d) - 1
-    asked.append(Assumption("samples differ", enough, f"rank {rank} of {n} samples"))
+    asked.append(Assumption("distinct samples", enough, f"rank {rank} of {n} samples"))
     if any(not a.holds for a in asked):
         return _none(asked)
     if chain.label == "relu" and kind == "independent":
@@ -279,7 +279,7 @@ def _batch_norm(chain: Chain, kind: str, asked: list[Assumption]) -> Prediction:
 
 def _linear(chain: Chain, kind: str, asked: list[Assumption]) -> Prediction:
     d, rank = chain.widths[0], chain.rank
-    asked.append(Assumption("the rank of the batch is known", rank is not None, "batch too large"))
+    asked.append(Assumption("a batch of known rank", rank is not None, "batch too large"))
     if rank is None:
         return _none(asked)
     if kind == "independent":
@@ -316,7 +316,7 @@ def _without_norm(chain: Chain, kind: str, asked: list[Assumption]) -> Predictio
     r"""Relative to the signal: :math:`\chi_1` and the lengths that were measured."""
     q = chain.lengths
     usable = len(q) > 2 and bool(np.isfinite(q).all()) and bool((q > 0).all())
-    asked.append(Assumption("signals are finite and not zero", usable, "they are not"))
+    asked.append(Assumption("finite signals other than zero", usable, "there are others"))
     if not usable:
         return _none(asked)
     growth = 0.5 * np.log(
@@ -374,12 +374,13 @@ def _trouble(table: Table, places: np.ndarray) -> str | None:
     return None
 
 
-Roles = tuple[str, bool, str, str | Callable[[Tensor], Tensor], float]
+Roles = tuple[str, bool, str, str | Callable[[Tensor], Tensor], nn.Module | None]
 
 
 def _roles(table: Table, start: int, stop: int) -> Roles | str:
-    """Normalisation, its place, activation and gain between two layers; or what does not fit."""
-    norm, before, label, gain = "none", True, "identity", 1.0
+    """Kind and place of a normalisation, activation, normalisation; or what does not fit."""
+    norm, before, label = "none", True, "identity"
+    normalisation: nn.Module | None = None
     activation: str | Callable[[Tensor], Tensor] = "identity"
     for i in range(start + 1, stop):
         module, kind = table.modules[i], table.kind[i]
@@ -389,7 +390,7 @@ def _roles(table: Table, start: int, stop: int) -> Roles | str:
         if found:
             if norm != "none":
                 return f"{table.name[i]} is a second normalisation"
-            norm, before, gain = found, label == "identity", _gain(module)
+            norm, before, normalisation = found, label == "identity", module
             continue
         if label != "identity":
             return f"{table.name[i]} is a second activation"
@@ -401,19 +402,29 @@ def _roles(table: Table, start: int, stop: int) -> Roles | str:
             label, activation = kind, module
         else:
             return f"no formula is known with {table.name[i]}, a {kind}"
-    return norm, before, label, activation, gain
+    return norm, before, label, activation, normalisation
 
 
-def _gain(module: nn.Module | None) -> float:
-    """The factor of a normalisation; nan where features differ or there is a shift."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if isinstance(bias, Tensor) and bool((bias != 0).any()):
-        return math.nan
-    if not isinstance(weight, Tensor):
-        return 1.0
-    weight = weight.detach()
-    first = weight.flatten()[0]
-    return float(first) if bool((weight == first).all()) and float(first) > 0 else math.nan
+def _gains(modules: Sequence[nn.Module | None]) -> list[float]:
+    """Factors of normalisations; nan where features differ or there is a shift."""
+    weights = [getattr(module, "weight", None) for module in modules]
+    shifts = [getattr(module, "bias", None) for module in modules]
+    found = _common(weights, 1.0)
+    return [w if b == 0 and w > 0 else math.nan
+            for w, b in zip(found, _common(shifts, 0.0), strict=True)]  # fmt: skip
+
+
+def _common(values: Sequence[Tensor | None], otherwise: float) -> list[float]:
+    """The number that all entries of each tensor have; nan where they differ."""
+    present = [v.detach() for v in values if v is not None]
+    if not present:
+        return [otherwise] * len(values)
+    if len({(v.shape, v.device, v.dtype) for v in present}) > 1:
+        return [otherwise if v is None else _common([v], otherwise)[0] for v in values]
+    low, high = torch.stack(present).flatten(1).aminmax(dim=1)
+    ends = zip(low.tolist(), high.tolist(), strict=True)
+    numbers = iter([a if a == b else math.nan for a, b in ends])
+    return [otherwise if v is None else next(numbers) for v in values]
 
 
 def _samples(chain: Chain, x: object) -> None:

@@ -1,17 +1,19 @@
 """One forward and one backward pass through any module, recorded call by call."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnmlp.diagnosis.anatomy import Anatomy
 from bnmlp.diagnosis.forms import LossFunction, detached, output_of, score_of
 from bnmlp.diagnosis.kept import everything_kept
 from bnmlp.diagnosis.recorder import Recorder, Row
-from bnmlp.diagnosis.weights import SAFE
+from bnmlp.diagnosis.weights import SAFE, numbers
 from bnmlp.machine.precision import float64
 
 FAR = 110  # powers of two by which gradients are moved away from the end that they ran into
@@ -40,6 +42,19 @@ class Pass:
     accuracy: Tensor | None
     careful: bool
 
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """Of the outputs, by row."""
+        return np.asarray(numbers([row.norm for row in self.rows]).numpy())
+
+    @cached_property
+    def output_gradients(self) -> np.ndarray:
+        """Norms of gradients in the outputs, by row, times ``scale``; nan where there is none."""
+        found = np.full(len(self.rows), np.nan)
+        present = [i for i, row in enumerate(self.rows) if row.gradient is not None]
+        found[present] = numbers([row.gradient for row in self.rows if row.gradient is not None])
+        return found
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -60,11 +75,11 @@ class Setting:
     factor: float = 1.0
 
 
-def one_pass(model: nn.Module, x: Any, y: Any, setting: Setting) -> Pass:
+def one_pass(anatomy: Anatomy, x: Any, y: Any, setting: Setting) -> Pass:
     """Run a module forward and back, once more with care where numbers leave a safe range.
 
     Args:
-        model: Any module; it is left as it was, bit for bit.
+        anatomy: Of any module; it is left as it was, bit for bit.
         x: Its input, see :func:`bnmlp.diagnosis.forms.output_of`.
         y: Targets, or None.
         setting: How.
@@ -75,28 +90,25 @@ def one_pass(model: nn.Module, x: Any, y: Any, setting: Setting) -> Pass:
     Raises:
         ValueError: If output and targets give no loss.
     """
-    found = _attempt(model, x, y, setting)
+    found = _attempt(anatomy, x, y, setting)
     shift = _shift(found)
-    return found if shift is None else _attempt(model, x, y, setting, careful=True, shift=shift)
+    return found if shift is None else _attempt(anatomy, x, y, setting, careful=True, shift=shift)
 
 
 def _attempt(
-    model: nn.Module, x: Any, y: Any, setting: Setting, *, careful: bool = False, shift: int = 0
+    anatomy: Anatomy, x: Any, y: Any, setting: Setting, *, careful: bool = False, shift: int = 0
 ) -> Pass:
-    recorder = Recorder(model, setting.level, careful=careful, spectra=setting.spectra)
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        everything_kept(model, setting.training),
-        recorder.attached(),
-    ):
+    model, parts = anatomy.module, [part for _, part in anatomy.parts]
+    recorder = Recorder(anatomy, setting.level, careful=careful, spectra=setting.spectra)
+    kept = everything_kept(model, setting.training, parts)
+    with kept, torch.enable_grad(), recorder.attached():
         with recorder.forward():
             output = output_of(model, detached(x))
         score = score_of(output, y, setting.loss_fn)
         del output
         scale = setting.factor if setting.factor != 1 else _natural_scale(score.loss, score.output)
         scale *= 2.0**shift
-        parameters = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        parameters = {k: p for k, p in anatomy.parameters.items() if p.requires_grad}
         with recorder.backward():
             gradients = _gradients(score.loss, parameters, scale, recorder.unlinked)
     return Pass(
@@ -145,28 +157,9 @@ def _gradients(
 
 def _shift(found: Pass) -> int | None:
     """Whether to look again with care, and by which power of two to move gradients."""
-    signals = [row.norm for row in found.rows]
-    gradients = [row.gradient for row in found.rows if row.gradient is not None]
-    sizes = numbers(gradients)
-    if bool(((sizes > SAFE[0]) & (sizes < SAFE[1])).all()):
-        seen = numbers(signals)
-        if bool(((seen > SAFE[0]) & (seen < SAFE[1])).all()):
-            return None
+    sizes = found.output_gradients
+    sizes = sizes[[row.gradient is not None for row in found.rows]]
+    if all(((size > SAFE[0]) & (size < SAFE[1])).all() for size in (sizes, found.norms)):
+        return None
     too_large, too_small = bool((~(sizes < SAFE[1])).any()), bool((sizes < SAFE[0]).any())
     return (FAR if too_small else 0) - (FAR if too_large else 0)
-
-
-def numbers(sizes: Sequence[Tensor]) -> Tensor:
-    """Numbers from tensors of one entry, on the CPU in float64, in one transfer if they can be.
-
-    Args:
-        sizes: Tensors of one entry.
-
-    Returns:
-        The numbers. Shape ``(len(sizes),)``.
-    """
-    if not sizes:
-        return torch.empty(0, dtype=torch.float64)
-    if len({(size.device, size.dtype) for size in sizes}) > 1:
-        return torch.stack([size.cpu().double() for size in sizes])
-    return torch.stack(list(sizes)).cpu().double()

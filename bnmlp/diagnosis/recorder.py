@@ -5,15 +5,16 @@ kept. A hook on the output tensor, not on the module, sees the gradient of the v
 returned, also where the next operation overwrites it (a ReLU in place, ``out += x``).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
+from bnmlp.diagnosis.anatomy import Anatomy
 from bnmlp.diagnosis.functions import Functions, undisturbed
 from bnmlp.diagnosis.kept import first_tensor
 from bnmlp.diagnosis.spectra import spectrum
@@ -27,10 +28,8 @@ SECOND_AXIS = (
 )  # fmt: skip
 LAST_AXIS = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
-NONE = torch.tensor(float("nan"), device="cpu")
 
 
-@dataclass(slots=True)
 class Row:
     """What is known of one call. Numbers are tensors until :class:`bnmlp.diagnosis.table.Table`.
 
@@ -41,6 +40,7 @@ class Row:
         kind: Class of the module, or name of the function.
         module: The module, or None for a function.
         path: The name of a function without its number.
+        weights: Matrices that the call uses, or else the scale of a normalisation.
         weighted: Whether the call multiplies with a matrix of its own.
         shape: Of the output.
         dtype: Of the output.
@@ -48,39 +48,36 @@ class Row:
         norm: Euclidean norm of the output.
         total: Euclidean norm of the sum of the output over samples, the first axis.
         mean: Euclidean norm of the features' sums over all samples and positions.
-        low: Smallest entry.
-        high: Largest entry.
+        ends: Smallest and largest entry; of layers, functions, and numbers of 16 bits.
         dead: Share of features that are zero for every sample and position; of rectifiers.
         direct: Whether the input is what the call before put out; of weighted calls.
-        source: Euclidean norm of the input over the root of its number of entries; of weighted
-            calls.
+        source: Euclidean norm of the input and its number of entries; of weighted calls.
         ratio: Norms of branch and stream; of additions.
         gradient: Euclidean norm of the loss's gradient in the output.
         faults: Entries that are not finite, of output and gradient; counted when careful.
         spectrum: Participation ratio and isometry gap of the output; if asked for.
     """
 
-    recorder: "Recorder"
-    name: str
-    kind: str
     module: nn.Module | None = None
-    path: str = ""
-    weighted: bool = False
-    direct: bool = False
-    shape: torch.Size = torch.Size()
-    dtype: torch.dtype = torch.float32
-    axis: int = 1
-    norm: Tensor = NONE
-    total: Tensor = NONE
-    mean: Tensor = NONE
-    low: Tensor = NONE
-    high: Tensor = NONE
+    path = ""
+    weights: Sequence[nn.Parameter] = ()
+    weighted = direct = False
+    axis = 1
+    ends: tuple[Tensor, Tensor] | None = None
     dead: Tensor | None = None
-    source: Tensor | None = None
+    source: tuple[Tensor, int] | None = None
     ratio: tuple[Tensor, Tensor] | None = None
     gradient: Tensor | None = None
     faults: tuple[Tensor | int, Tensor | int] = (0, 0)
     spectrum: tuple[float, float] | None = None
+    shape: torch.Size
+    dtype: torch.dtype
+    norm: Tensor
+    total: Tensor
+    mean: Tensor
+
+    def __init__(self, recorder: "Recorder", name: str, kind: str) -> None:
+        self.recorder, self.name, self.kind = recorder, name, kind
 
     def backward(self, gradient: Tensor) -> None:
         """Hook on the output: note the gradient's size."""
@@ -92,11 +89,38 @@ class Row:
                     self.faults = (self.faults[0], _faults(gradient))
 
 
+class _Station:
+    """What is known of a module before it is called."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        kind = type(module)
+        self.name, self.kind, self.module = name, kind.__name__, module
+        self.rectifier = issubclass(kind, RECTIFIERS)
+        self.last_axis = True if issubclass(kind, LAST_AXIS) else None
+        if issubclass(kind, SECOND_AXIS):
+            self.last_axis = False
+        self.lookup = issubclass(kind, LOOKUPS)
+
+    @cached_property
+    def weights(self) -> list[nn.Parameter]:
+        """Matrices that a call uses, or else what it scales by."""
+        module = self.module
+        own = dict(module.named_parameters()) if module._modules else module._parameters
+        present = {name: p for name, p in own.items() if p is not None}
+        matrices = [p for p in present.values() if p.ndim > 1]
+        return matrices or [p for name, p in present.items() if name == "weight"]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether a call multiplies with a matrix of its own."""
+        return not self.lookup and any(p.ndim > 1 for p in self.weights)
+
+
 class Recorder:
     """Hooks on a module's parts that fill :attr:`rows` while :attr:`forwards` is on.
 
     Args:
-        module: Any module.
+        anatomy: Of the module.
         level: ``"layers"``: a row for each call of a module that multiplies with a matrix;
             ``"modules"``: of every module without parts of its own; ``"additions"``: also for each
             sum of two tensors of one shape, and each activation that is called as a function;
@@ -107,13 +131,13 @@ class Recorder:
 
     def __init__(
         self,
-        module: nn.Module,
+        anatomy: Anatomy,
         level: str = "additions",
         *,
         careful: bool = False,
         spectra: bool = False,
     ) -> None:
-        self.module, self.level, self.careful, self.spectra = module, level, careful, spectra
+        self.anatomy, self.level, self.careful, self.spectra = anatomy, level, careful, spectra
         self.rows: list[Row] = []
         self.forwards = self.backwards = False
         self._calls: dict[str, int] = {}
@@ -134,18 +158,17 @@ class Recorder:
 
     def attach(self) -> None:
         """Put hooks on all parts, those that parametrise weights excepted."""
-        for name, part in self.module.named_modules():
-            if "parametrizations" in name.split("."):
+        for name, part in self.anatomy.parts:
+            if "parametrizations" in name:
                 continue
-            if self.level == "layers" and not _is_weighted(part):
-                continue
-            children = [child for child in part._modules if child != "parametrizations"]
-            if children:
-                enter, leave = self._container(name or "model")
-                self._handles.append(part.register_forward_pre_hook(enter))
-                self._handles.append(part.register_forward_hook(leave))
-            else:
-                self._handles.append(part.register_forward_hook(self._leaf(name or "model")))
+            station = _Station(name or "model", part)
+            if part._modules and any(child != "parametrizations" for child in part._modules):
+                if self.level != "layers" or station.weighted:
+                    enter, leave = self._container(station)
+                    self._handles.append(part.register_forward_pre_hook(enter))
+                    self._handles.append(part.register_forward_hook(leave))
+            elif self.level != "layers" or station.weighted:
+                self._handles.append(part.register_forward_hook(self._leaf(station)))
 
     def detach(self) -> None:
         """Take all hooks away and let tensors go."""
@@ -160,13 +183,21 @@ class Recorder:
         """Record calls inside the ``with`` statement."""
         self.forwards = True
         try:
-            if self.level in ("layers", "modules"):
+            if self.level in ("layers", "modules") or self._nothing_between():
                 yield
             else:
                 with Functions(self):
                     yield
         finally:
             self.forwards, self._last, self._inside = False, None, []
+
+    def _nothing_between(self) -> bool:
+        """Whether only modules of PyTorch follow each other, so no function is called between."""
+        return self.level != "functions" and all(
+            type(part) is nn.Sequential
+            or (not part._modules and type(part).__module__.startswith("torch.nn.modules."))
+            for _, part in self.anatomy.parts
+        )
 
     @property
     def unlinked(self) -> bool:
@@ -182,56 +213,60 @@ class Recorder:
         finally:
             self.backwards = False
 
-    def _leaf(self, name: str) -> Callable[..., None]:
+    def _leaf(self, station: _Station) -> Callable[..., None]:
         def after(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             if self.forwards:
-                self._record(name, module, given, output)
+                self._record(station, given, output)
             elif self.backwards:
                 self._recomputed(module, output)
 
         return after
 
-    def _container(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    def _container(self, station: _Station) -> tuple[Callable[..., None], Callable[..., None]]:
         def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
             if self.forwards:
-                self._inside.append((name, len(self.rows)))
+                self._inside.append((station.name, len(self.rows)))
 
         def leave(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             if not self.forwards or not self._inside:
                 return
             _, first = self._inside.pop()
             if not any(row.module is not None for row in self.rows[first:]):
-                self._record(name, module, given, output)  # it called none of its parts
+                self._record(station, given, output)  # it called none of its parts
 
         return enter, leave
 
-    def _record(self, name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+    def _record(self, station: _Station, given: tuple[Any, ...], output: Any) -> None:
         value = output if type(output) is Tensor else first_tensor(output)
         if value is None or not value.is_floating_point() or value.numel() == 0:
             return
         with undisturbed():
-            self._find_axis(module)
-            if self._adopt(name, module, value):
+            if station.last_axis is not None:  # others keep the layout of what they are given
+                self._last_axis = station.last_axis
+            if self._last is not None and self._last[0] is value and self._adopt(station, value):
                 return
-            row = Row(self, self._numbered(name), type(module).__name__, module)
-            row.weighted = _is_weighted(module)
+            row = Row(self, self._numbered(station.name), station.kind)
+            row.module, row.weights, row.weighted = (
+                station.module,
+                station.weights,
+                station.weighted,
+            )
             if row.weighted:
                 self._look_at_input(row, given)
-            self.note(row, value, rectifier=isinstance(module, RECTIFIERS))
+            self.note(row, value, rectifier=station.rectifier)
 
-    def _adopt(self, name: str, module: nn.Module, value: Tensor) -> bool:
+    def _adopt(self, station: _Station, value: Tensor) -> bool:
         """The row of a function becomes that of the module whose output it made."""
-        last = self.rows[-1] if self.rows else None
-        if last is None or last.module is not None or self._last is None:
-            return False
-        if self._last[0] is not value or last.ratio is not None:
+        last = self.rows[-1]
+        if last.module is not None or last.ratio is not None:
             return False
         self._calls[last.path] -= 1
-        if _is_weighted(module) or last.axis != self._axis_of(value):
+        if station.weighted or last.axis != self._axis_of(value):
             self.rows.pop()  # to be measured again: its hook listens in vain
             self._last = None
             return False
-        last.name, last.kind, last.module = self._numbered(name), type(module).__name__, module
+        last.name, last.kind = self._numbered(station.name), station.kind
+        last.module, last.weights = station.module, station.weights
         return True
 
     def _axis_of(self, value: Tensor) -> int:
@@ -251,14 +286,16 @@ class Recorder:
         elif row.module is not None:
             self._waiting.setdefault(row.module, []).append(row)
         self._last = (value, row)
-        row.shape, row.dtype = value.shape, value.dtype
-        row.axis = self._axis_of(value)
+        row.shape, row.dtype, axes = value.shape, value.dtype, value.ndim
         x = self.wide(value.detach())
         row.norm = euclidean(x)
-        summed = x.sum(0) if x.ndim > 1 else x
-        row.total = vector_norm(summed)
-        row.mean = row.total if x.ndim < 3 else vector_norm(_over_positions(summed, row.axis - 1))
-        row.low, row.high = torch.aminmax(x)
+        summed = x.sum(0) if axes > 1 else x
+        row.total = row.mean = vector_norm(summed)
+        if axes > 2:
+            row.axis = self._axis_of(value)
+            row.mean = vector_norm(_over_positions(summed, row.axis - 1))
+        if row.weighted or row.module is None or x.dtype != value.dtype:
+            row.ends = torch.aminmax(x)
         if rectifier and x.ndim > 1:
             row.dead = (x.amax([i for i in range(x.ndim) if i != row.axis]) <= 0).sum()
         if self.careful:
@@ -296,7 +333,7 @@ class Recorder:
             The row, not yet kept.
         """
         path = f"{self.inside()}.{name}"
-        row = Row(self, self._numbered(path), name, None)
+        row = Row(self, self._numbered(path), name)
         row.path = path
         return row
 
@@ -304,40 +341,19 @@ class Recorder:
         times = self._calls[name] = self._calls.get(name, 0) + 1
         return name if times == 1 else f"{name}#{times}"
 
-    def _find_axis(self, module: nn.Module) -> None:
-        """Other modules keep the layout of what they are given."""
-        if isinstance(module, LAST_AXIS):
-            self._last_axis = True
-        elif isinstance(module, SECOND_AXIS):
-            self._last_axis = False
-
     def _look_at_input(self, row: Row, given: tuple[Any, ...]) -> None:
-        value = first_tensor(given)
-        if value is None or value.numel() == 0:
+        value = given[0] if given and type(given[0]) is Tensor else first_tensor(given)
+        if value is None or not value.is_floating_point() or value.numel() == 0:
             return
-        root = value.numel() ** 0.5
         if self._last is not None and _same(self._last[0], value):
-            row.direct, row.source = True, self._last[1].norm / root
+            row.direct, row.source = True, (self._last[1].norm, value.numel())
         else:
-            row.source = self.norm_of(value) / root
+            row.source = self.norm_of(value), value.numel()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same numbers, perhaps in another shape."""
     return a is b or (a.data_ptr() == b.data_ptr() and a.numel() == b.numel())
-
-
-def _is_weighted(module: nn.Module) -> bool:
-    if isinstance(module, LOOKUPS):
-        return False
-    return any(p is not None and p.ndim > 1 for p in own_parameters(module).values())
-
-
-def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that one call uses: the module's own, of its parametrisations, of idle parts."""
-    if not module._modules:
-        return {k: p for k, p in module._parameters.items() if p is not None}
-    return dict(module.named_parameters())
 
 
 def _over_positions(summed: Tensor, axis: int) -> Tensor:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnmlp.diagnosis.findings import Finding, ordered
+from bnmlp.diagnosis.findings import Finding, ordered, summary_of
 from bnmlp.diagnosis.growth import Rate
 from bnmlp.diagnosis.prediction import Prediction
 from bnmlp.diagnosis.table import COLUMNS, Table, spread_of_rates
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+    import matplotlib.figure
+    import pandas
 
     from bnmlp.diagnosis.jacobian import Spectrum
 
@@ -94,7 +94,7 @@ class Report:
 
     @property
     def rate(self) -> Rate | None:
-        """Growth of gradients towards the input, at weights or else at outputs."""
+        """Growth of gradients towards the input at weights, or else at outputs."""
         return self.rates["weights"] or self.rates["outputs"]
 
     @property
@@ -109,7 +109,7 @@ class Report:
         return spread_of_rates(self.tables)
 
     @property
-    def layers(self) -> "pd.DataFrame":
+    def layers(self) -> "pandas.DataFrame":
         """One row for each call, in the order of execution; the columns are described in COLUMNS.
 
         Several replicas follow each other, told apart by the column ``replica``.
@@ -134,7 +134,7 @@ class Report:
             [self.headline(), "", *self._verdicts(), "", *self._measured(), "", *self._rows()]
         )
 
-    def plot(self) -> "Figure":
+    def plot(self) -> "matplotlib.figure.Figure":
         """Gradients, signals and effective rates against depth, with what theory says.
 
         Returns:
@@ -229,8 +229,8 @@ class Report:
         if math.isfinite(self.rate_spread):
             text = "effective rates |g|/|W|, largest to least"
             lines.append(f"  {text:41} {self.rate_spread:.1f} nats")
-        for name, value in dict(getattr(self.statistics, "summary", {}) or {}).items():
-            lines.append(f"  {str(name).replace('_', ' '):41} {_short(value)}")
+        for name, value in summary_of(self.statistics).items():
+            lines.append(f"  {name:41} {_short(value)}")
         for name, spectrum in (self.jacobian or {}).items():
             lines.append(f"  {'singular values of ' + name:41} {spectrum}")
         return lines
@@ -241,6 +241,8 @@ class Report:
 
 ABSENT = {
     "dead": "counted for rectifiers only",
+    "largest": "looked at in layers, functions, and numbers of 16 bits",
+    "headroom": "as largest",
     "branch_over_stream": "of sums only",
     "input_rms": "of layers only",
     "layer": "of calls that multiply with a matrix of their own",

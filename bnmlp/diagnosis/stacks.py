@@ -48,7 +48,7 @@ def tables_of_stack(
     Raises:
         ValueError: If samples and labels do not fit.
     """
-    with torch.inference_mode(False), torch.enable_grad(), everything_kept(network, training):
+    with everything_kept(network, training), torch.enable_grad():
         x, y = batch_of(network, ordinary(x), ordinary(y))
         stages: list[_Stage] = []
         logits = _bnmlp_logits(network, x, stages) if isinstance(network, BNMLP) else network(x)

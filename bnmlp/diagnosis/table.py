@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from bnmlp.diagnosis.probe import Pass, numbers
-from bnmlp.diagnosis.recorder import Row, own_parameters
-from bnmlp.diagnosis.weights import Weights
+from bnmlp.diagnosis.probe import Pass
+from bnmlp.diagnosis.recorder import Row
+from bnmlp.diagnosis.weights import Weights, numbers
 
 # <W, g> sqrt(P) / (|W| |g|) is of order one where lengths matter, by chance below 1e-3 for one
 # weight in a thousand. A normalisation's eps leaves about eps over the variance, so 1e-5 and more.
@@ -58,7 +58,7 @@ COLUMNS = {
     "variance": "mean square of what is left when each feature's mean is subtracted",
     "cosine": "mean product of two samples over their mean square: of equal lengths, the cosine",
     "dead": "share of features that are zero for every sample; of rectifiers",
-    "largest": "largest magnitude of the output's entries",
+    "largest": "largest magnitude of the output's entries; of layers, functions and 16 bits",
     "headroom": "nats from there to the largest number of the output's type",
     "input_rms": "root mean square of the input; of layers",
     "branch_over_stream": "norm of the branch over that of the stream; of sums",
@@ -93,8 +93,8 @@ def table_of(found: Pass, weights: Weights, steps: np.ndarray | None = None) -> 
     """
     rows = found.rows
     columns = {name: np.full(len(rows), np.nan) for name in COLUMNS}
-    _outputs(rows, columns)
-    _gradients(rows, columns, found.scale)
+    _outputs(found, columns)
+    _gradients(found, columns)
     _weights(rows, columns, weights, found.scale, steps)
     layer = np.array([row.weighted for row in rows], dtype=bool)
     columns["layer"][layer] = 1 + np.arange(layer.sum())
@@ -140,11 +140,10 @@ def spread_of_rates(tables: Sequence[Table]) -> float:
     return max(spreads, default=float("nan"))
 
 
-def _outputs(rows: Sequence[Row], columns: dict[str, np.ndarray]) -> None:
-    norm, total, mean, low, high = (
-        numbers([getattr(row, key) for row in rows]).numpy()
-        for key in ("norm", "total", "mean", "low", "high")
-    )
+def _outputs(found: Pass, columns: dict[str, np.ndarray]) -> None:
+    rows, norm = found.rows, found.norms
+    total = numbers([row.total for row in rows]).numpy()
+    mean = numbers([row.mean for row in rows]).numpy()
     size = np.array([row.shape.numel() for row in rows]).astype(float)
     n = np.array([row.shape[0] if len(row.shape) > 1 else 1 for row in rows]).astype(float)
     per_feature = size / np.array(
@@ -156,33 +155,31 @@ def _outputs(rows: Sequence[Row], columns: dict[str, np.ndarray]) -> None:
         columns["variance"][:] = np.maximum(0, square - mean**2 / per_feature) / size
         cosine = (total**2 - square) / ((n - 1) * square)
         columns["cosine"][:] = np.where(n > 1, np.clip(cosine, -1, 1), np.nan)
-        largest = np.maximum(np.abs(low), np.abs(high))
-        columns["largest"][:] = largest
-        limits = np.array([torch.finfo(row.dtype).max for row in rows])
-        columns["headroom"][:] = np.log(limits) - np.log(largest)
-    _sparse(rows, columns, "dead", [row.dead for row in rows])
+    _sparse(columns, "dead", [row.dead for row in rows])
     for i, row in enumerate(rows):
         if row.dead is not None:
             columns["dead"][i] /= row.shape[row.axis]
         if row.spectrum is not None:
             columns["participation_ratio"][i], columns["isometry_gap"][i] = row.spectrum
-    _sparse(rows, columns, "input_rms", [row.source for row in rows])
+    _extremes(rows, columns)
+    _sparse(columns, "input_rms", [row.source and row.source[0] for row in rows])
+    given = np.array([row.source[1] if row.source else 1 for row in rows])
+    columns["input_rms"] /= np.sqrt(given)
     sums = [i for i, row in enumerate(rows) if row.ratio is not None]
     if sums:
         pairs = [row.ratio for row in rows if row.ratio is not None]
         branch, stream = (numbers(list(sizes)).numpy() for sizes in zip(*pairs, strict=True))
         with np.errstate(all="ignore"):
             columns["branch_over_stream"][sums] = branch / stream
-    columns["output_faults"][:] = _faults(rows, 0)
+    columns["output_faults"][:] = _faults(found, 0)
 
 
-def _gradients(rows: Sequence[Row], columns: dict[str, np.ndarray], scale: float) -> None:
-    _sparse(rows, columns, "gradient_norm", [row.gradient for row in rows])
+def _gradients(found: Pass, columns: dict[str, np.ndarray]) -> None:
     with np.errstate(all="ignore"):
-        logs = np.log(columns["gradient_norm"]) - np.log(scale)
+        logs = np.log(found.output_gradients) - np.log(found.scale)
         columns["sensitivity"][:] = logs + 0.5 * np.log(columns["mean_square"])
         columns["gradient_norm"][:] = np.exp(logs)
-    columns["gradient_faults"][:] = _faults(rows, 1)
+    columns["gradient_faults"][:] = _faults(found, 1)
 
 
 def _weights(
@@ -193,16 +190,7 @@ def _weights(
     steps: np.ndarray | None,
 ) -> None:
     """Where a call uses several matrices they are taken as one."""
-    of_module: dict[nn.Module, list[int]] = {}
-    calls: dict[tuple[int, ...], int] = {}
-    places: list[list[int]] = []
-    for row in rows:
-        module = row.module
-        if module is not None and module not in of_module:
-            of_module[module] = _places(module, weights)
-        places.append(of_module[module] if module is not None else [])
-        key = tuple(places[-1])
-        calls[key] = calls.get(key, 0) + 1
+    places = [[weights.index[id(p)] for p in row.weights if id(p) in weights.index] for row in rows]
     used = [i for i, place in enumerate(places) if place]
     if not used:
         return
@@ -225,7 +213,8 @@ def _weights(
             columns["update"][used] = np.sqrt(together(steps**2)) / norm
         invariance = product * np.sqrt(size) / (norm * gradient)
     mark_invariant(columns, used, invariance, [rows[i].dtype.itemsize >= 4 for i in used])
-    columns["shared"][used] = [calls[tuple(places[i])] for i in used]
+    calls = np.bincount(flat, minlength=len(weights.sizes))
+    columns["shared"][used] = [calls[places[i]].max() for i in used]
     columns["weight_faults"][used] = together(weights.faults[0])
     columns["gradient_faults"][used] += together(weights.faults[1])
 
@@ -251,20 +240,26 @@ def mark_invariant(
     )
 
 
-def _places(module: nn.Module, weights: Weights) -> list[int]:
-    own = own_parameters(module)
-    chosen = [p for p in own.values() if p.ndim > 1]
-    chosen = chosen or [p for name, p in own.items() if name == "weight"]
-    return [weights.index[id(p)] for p in chosen if id(p) in weights.index]
+def _faults(found: Pass, which: int) -> np.ndarray | float:
+    """Counted where numbers left their range; elsewhere there are none."""
+    if not found.careful:
+        return 0.0
+    return np.array([int(row.faults[which]) for row in found.rows]).astype(float)
 
 
-def _faults(rows: Sequence[Row], which: int) -> np.ndarray:
-    return np.array([int(row.faults[which]) for row in rows]).astype(float)
+def _extremes(rows: Sequence[Row], columns: dict[str, np.ndarray]) -> None:
+    found = [(i, row.ends, row.dtype) for i, row in enumerate(rows) if row.ends is not None]
+    if not found:
+        return
+    places = [i for i, _, _ in found]
+    low, high = (numbers([ends[k] for _, ends, _ in found]).abs().numpy() for k in (0, 1))
+    limits = np.array([torch.finfo(dtype).max for _, _, dtype in found])
+    with np.errstate(all="ignore"):
+        columns["largest"][places] = np.maximum(low, high)
+        columns["headroom"][places] = np.log(limits) - np.log(np.maximum(low, high))
 
 
-def _sparse(
-    rows: Sequence[Row], columns: dict[str, np.ndarray], column: str, values: Sequence[Any]
-) -> None:
+def _sparse(columns: dict[str, np.ndarray], column: str, values: Sequence[Any]) -> None:
     """Fill a column where there are values."""
     present = [i for i, value in enumerate(values) if value is not None]
     if present:

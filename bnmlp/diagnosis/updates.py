@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def update_norms(
-    module: nn.Module,
+    named: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     gradients: Mapping[str, Tensor | None],
     scale: float,
@@ -22,7 +22,7 @@ def update_norms(
     momentum, decay and adaptive rates count as they would.
 
     Args:
-        module: Its parameters, in order, are those of the result.
+        named: Parameters by name, in the order of the result.
         optimizer: Of these parameters; it does not change.
         gradients: By the names of parameters.
         scale: Factor on the gradients, which is taken off.
@@ -35,7 +35,6 @@ def update_norms(
     """
     memo: dict[int, object] = {}
     trial = copy.deepcopy(optimizer, memo)
-    named = dict(module.named_parameters())
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in named.values()):
         raise ValueError("measure: the optimizer holds none of the model's parameters")

@@ -19,7 +19,7 @@ from bnmlp.diagnosis.prediction import Prediction
 from bnmlp.diagnosis.table import Table, spread_of_rates
 
 MATTERS = math.log(1000)
-ALIGNED = 0.99  # mean cosine of samples beyond which they are one direction
+ALIGNED, ONE = 0.99, 0.999  # mean cosines of samples: nearly, and all but one direction
 DEAD = 0.75  # share of features of a rectifier; where samples align it is near a half
 CLOSE = 3.0  # nats to overflow
 
@@ -41,6 +41,10 @@ ADVICE = {
 SHAPE = (
     "Scale the input of the activation of layer l by l^-0.4: the growth stays bounded",
     "initialisation/gain-exponent",
+)
+APART = (
+    "Batch normalisation with mean reduction keeps samples apart, at the price of an explosion",
+    "initialisation/activations-and-norms",
 )
 CRITICAL = (
     "Set the weights' variance to its critical value, 1 over the width for tanh and 2 for ReLU",
@@ -110,7 +114,8 @@ def diagnose(
     _not_finite(found, tables, loss, input_faults)
     _gradients(found, tables, rates, prediction)
     _signals(found, rates, prediction)
-    for check in (_aligned, _dead, _zero, _headroom):
+    _aligned(found, tables, prediction)
+    for check in (_dead, _zero, _headroom):
         check(found, tables)
     if unused:
         found.findings.append(
@@ -211,7 +216,7 @@ def _signals(found: Diagnosis, rates: dict[str, Rate | None], prediction: Predic
     )
 
 
-def _aligned(found: Diagnosis, tables: Sequence[Table]) -> None:
+def _aligned(found: Diagnosis, tables: Sequence[Table], prediction: Prediction) -> None:
     """Samples that differ at the input and not before the last layer."""
     for r, table in enumerate(tables):
         places = table.layers
@@ -226,12 +231,12 @@ def _aligned(found: Diagnosis, tables: Sequence[Table]) -> None:
             f"after the first layer to {last[-1]:.4f} before the last, so the network tells them "
             "apart less and less."
         )
+        advice, chapter = APART if prediction.applies else (None, None)
+        severity: Severity = "serious" if last.min() > ONE else "note"
+        evidence = {"first": float(cosine[0]), "last": float(last[-1])}
         found.findings.append(
-            Finding("samples-align", "serious", sentence,
-                    {"first": float(cosine[0]), "last": float(last[-1])},
-                    "Batch normalisation with mean reduction keeps samples apart",
-                    "initialisation/activations-and-norms")
-        )  # fmt: skip
+            Finding("samples-align", severity, sentence, evidence, advice, chapter)
+        )
 
 
 def _dead(found: Diagnosis, tables: Sequence[Table]) -> None:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from bnmlp.checks import check_name, whole_number
+from bnmlp.diagnosis.anatomy import Anatomy
 from bnmlp.diagnosis.functions import Functions
 from bnmlp.diagnosis.kept import measuring
-from bnmlp.diagnosis.probe import Pass, numbers
+from bnmlp.diagnosis.probe import Pass
 from bnmlp.diagnosis.recorder import LEVELS, Recorder
 from bnmlp.diagnosis.table import COLUMNS, Table, table_of
-from bnmlp.diagnosis.weights import Weights, euclidean
+from bnmlp.diagnosis.weights import Weights, euclidean, numbers
 from bnmlp.diagnosis.wrappers import unwrapped
 
 HEAD = ("step", "name", "kind", "shape", "dtype")
@@ -88,7 +89,7 @@ class Watch:
             raise ValueError(
                 "watch: a compiled module calls no hooks; call bnmlp.measure at intervals instead"
             )
-        self.model, _, _ = unwrapped(model)
+        self.anatomy, _, _ = unwrapped(model)
         self.every = whole_number("every", every)
         self.file, self.level, self.scaler = Path(file), level, scaler
         last = self._look_at_file()
@@ -96,7 +97,7 @@ class Watch:
         self.step = resumed if start is None else whole_number("start", start, least=0)
         self._first, self.records = self.step, 0
         self._pending: _Step | None = None
-        self._handle = self.model.register_forward_pre_hook(self._enter)
+        self._handle = self.anatomy.module.register_forward_pre_hook(self._enter)
 
     def close(self) -> None:
         """Write what is pending and take the hook away; a second call does nothing."""
@@ -126,7 +127,7 @@ class Watch:
         step, self.step = self.step, self.step + 1
         if (step - self._first) % self.every == 0:
             scale = float(self.scaler.get_scale()) if self.scaler is not None else 1.0
-            self._pending = _Step(self.model, self.level, step, scale, self._finish)
+            self._pending = _Step(self.anatomy, self.level, step, scale, self._finish)
 
     def _finish(self) -> None:
         pending, self._pending = self._pending, None
@@ -192,19 +193,19 @@ class _Step:
     """Hooks for one step, from the model's call to the end of the backward pass."""
 
     def __init__(
-        self, model: nn.Module, level: str, number: int, scale: float, done: Callable[[], None]
+        self, anatomy: Anatomy, level: str, number: int, scale: float, done: Callable[[], None]
     ) -> None:
-        self.model, self.number, self.scale, self.done = model, number, scale, done
-        self.recorder = Recorder(model, level)
+        self.number, self.scale, self.done = number, scale, done
+        self.recorder = Recorder(anatomy, level)
         self.mode = None if level in ("layers", "modules") else Functions(self.recorder)
-        self.parameters = dict(model.named_parameters())
+        self.parameters = anatomy.parameters
         self.measured: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.handles: list[Any] = []
         self.recorder.attach()
         for name, p in self.parameters.items():
             if p.requires_grad:
                 self.handles.append(p.register_hook(self._of(name, p)))
-        self.handles.append(model.register_forward_hook(self._leave, always_call=True))
+        self.handles.append(anatomy.module.register_forward_hook(self._leave, always_call=True))
         self.recorder.forwards = True
         if self.mode is not None:
             self.mode.__enter__()

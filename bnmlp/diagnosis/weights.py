@@ -1,6 +1,6 @@
 """Sizes of weights and of their gradients, and whether a weight's length matters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,41 +40,47 @@ class Weights:
 
 @torch.no_grad()
 def weights_of(
-    module: nn.Module, gradients: Mapping[str, Tensor | None], *, careful: bool = False
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor | None],
+    wanted: Collection[int],
+    *,
+    careful: bool = False,
 ) -> Weights:
-    """Measure all parameters of a module.
+    """Measure parameters.
 
     Args:
-        module: The module.
+        parameters: By name.
         gradients: By the names of parameters; None where the loss does not depend on one.
+        wanted: The ``id`` of those to measure; numbers of others are nan.
         careful: Compute in float64 and count what is not finite.
 
     Returns:
         What was measured.
     """
-    parameters = dict(module.named_parameters())
     names = list(parameters)
     values = [parameters[name].detach() for name in names]
     found = [gradients.get(name) for name in names]
-    numbers = np.full((3, len(names)), np.nan)
+    sizes = np.full((3, len(names)), np.nan)
     faults = np.zeros((2, len(names)), dtype=np.int64)
+    again = [i for i, name in enumerate(names) if id(parameters[name]) in wanted]
     if not careful:
-        small = [i for i, value in enumerate(values) if value.numel() <= SMALL]
-        large = [i for i, value in enumerate(values) if value.numel() > SMALL]
-        _together(values, found, small, numbers)
-        _one_by_one(values, found, large, numbers, careful)
-    safe = ((numbers[:2] > SAFE[0]) & (numbers[:2] < SAFE[1])).all(0)
-    again = range(len(names)) if careful else [int(i) for i in np.flatnonzero(~safe)]
-    _one_by_one(values, found, again, numbers, careful=True)
+        small = [i for i in again if values[i].numel() <= SMALL]
+        large = [i for i in again if values[i].numel() > SMALL]
+        _together(values, found, small, sizes)
+        _one_by_one(values, found, large, sizes, careful)
+        safe = (sizes[:2] > SAFE[0]) & (sizes[:2] < SAFE[1]) | np.isnan(sizes[:2])
+        again = [i for i in large if not safe[:, i].all()]
+        again += [i for i in small if not np.isfinite(sizes[0, i]) or np.isinf(sizes[1, i])]
+    _one_by_one(values, found, again, sizes, careful=True)
     for i in again:
         faults[:, i] = _fault(values[i]), _fault(found[i])
     return Weights(
         {id(parameters[name]): i for i, name in enumerate(names)},
         names,
         np.array([value.numel() for value in values]),
-        numbers[0],
-        numbers[1],
-        numbers[2],
+        sizes[0],
+        sizes[1],
+        sizes[2],
         faults,
     )
 
@@ -110,16 +116,19 @@ def _one_by_one(
     out: np.ndarray,
     careful: bool,
 ) -> None:
-    measured = []
+    measured: list[Tensor] = []
+    places: list[tuple[int, int]] = []
     for i in which:
         w, g = _wide(values[i], careful), gradients[i]
-        if g is None:
-            measured.append([euclidean(w)])
-            continue
-        g = _wide(g, careful)
-        measured.append([euclidean(w), euclidean(g), torch.dot(w.view(-1), g.view(-1))])
-    for i, numbers in zip(which, measured, strict=True):
-        out[: len(numbers), i] = [float(number) for number in numbers]
+        measured.append(euclidean(w))
+        places.append((0, i))
+        if g is not None:
+            g = _wide(g, careful)
+            measured += [euclidean(g), torch.dot(w.view(-1), g.view(-1))]
+            places += [(1, i), (2, i)]
+    if places:
+        rows, columns = zip(*places, strict=True)
+        out[rows, columns] = numbers(measured).numpy()
 
 
 def euclidean(x: Tensor) -> Tensor:
@@ -140,3 +149,19 @@ def _wide(x: Tensor, careful: bool) -> Tensor:
 
 def _fault(x: Tensor | None) -> int:
     return 0 if x is None else int((~x.isfinite()).sum())
+
+
+def numbers(sizes: Sequence[Tensor]) -> Tensor:
+    """Numbers from tensors of one entry, on the CPU in float64, in one transfer if they can be.
+
+    Args:
+        sizes: Tensors of one entry.
+
+    Returns:
+        The numbers. Shape ``(len(sizes),)``.
+    """
+    if not sizes:
+        return torch.empty(0, dtype=torch.float64)
+    if len({(size.device, size.dtype) for size in sizes}) > 1:
+        return torch.stack([size.cpu().double() for size in sizes])
+    return torch.stack(list(sizes)).cpu().double()

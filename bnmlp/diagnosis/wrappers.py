@@ -7,18 +7,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from bnmlp.diagnosis.anatomy import Anatomy, anatomy_of
+from bnmlp.networks.protocol import One
+
 SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DTensor")
 
 
-def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str], bool]:
+def unwrapped(model: nn.Module) -> tuple[Anatomy, list[str], bool]:
     """The module that people mean, without compilation and data parallelism.
 
     Args:
         model: As it is used in training.
 
     Returns:
-        The module, what was taken off in words, and whether gradients are to be averaged over
-        processes.
+        The module's anatomy, what was taken off in words, and whether gradients are to be averaged
+        over processes.
 
     Raises:
         TypeError: If it is no module.
@@ -44,27 +47,29 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str], bool]:
             break
     if not isinstance(model, nn.Module):
         raise TypeError(f"measure: expected a module, got {type(model).__name__}")
-    _refuse(model)
-    if any(part._compiled_call_impl for part in model.modules()):
+    anatomy = anatomy_of(model.module if isinstance(model, One) else model)
+    _refuse(anatomy)
+    if any(part._compiled_call_impl for _, part in anatomy.parts):
         notes.append("compiled in place; measured as written, without compilation")
-    return model, notes, distributed
+    return anatomy, notes, distributed
 
 
-def _refuse(model: nn.Module) -> None:
-    kinds = {c.__name__ for part in model.modules() for c in type(part).__mro__}
-    kinds |= {type(p).__name__ for p in model.parameters()}
+def _refuse(anatomy: Anatomy) -> None:
+    classes = {type(part) for _, part in anatomy.parts}
+    kinds = {base.__name__ for kind in classes for base in kind.__mro__}
+    kinds |= {kind.__name__ for kind in {type(p) for p in anatomy.parameters.values()}}
     if found := next((kind for kind in SHARDED if kind in kinds), None):
         raise ValueError(
             f"measure: parameters are sharded ({found}), so no process has a whole gradient; "
             "measure the module before it is sharded, or a copy that has loaded its full state"
         )
-    if isinstance(model, torch.jit.ScriptModule):
+    if isinstance(anatomy.module, torch.jit.ScriptModule):
         raise ValueError("measure: a scripted module shows none of its calls; measure its source")
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in anatomy.parameters.values()):
         raise ValueError(
             "measure: lazy modules have no parameters yet; run the network once, then measure it"
         )
-    if any(p.device.type == "meta" for p in model.parameters()):
+    if any(p.is_meta for p in anatomy.parameters.values()):
         raise ValueError("measure: parameters on the device 'meta' hold no numbers")
 
 
