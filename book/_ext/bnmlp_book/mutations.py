@@ -83,11 +83,11 @@ MUTATIONS = [
     ),
     Mutation(
         "gain", "gains off by five per cent", "layers/activations.py",
-        "return gain * layers**-exponent", "return 1.05 * gain * layers**-exponent",
+        "gains = gain * layers**-exponent", "gains = 1.05 * gain * layers**-exponent",
     ),
     Mutation(
         "gain-exponent", "gains with twice the exponent", "layers/activations.py",
-        "return gain * layers**-exponent", "return gain * layers ** (-2 * exponent)",
+        "gains = gain * layers**-exponent", "gains = gain * layers ** (-2 * exponent)",
     ),
     Mutation(
         "bessel", "running variance without Bessel's factor", "networks/engine.py",
