@@ -39,7 +39,7 @@ def half_width(values: np.ndarray | Tensor) -> Tensor:
         A multiple of the standard error, 2.26 of ten values; nan of a single one. Float64, shape
         ``(...)``.
     """
-    values = torch.as_tensor(values, dtype=torch.float64)
+    values = (values if isinstance(values, Tensor) else torch.tensor(values)).double()
     count = values.shape[-1]
     if count < 2:
         return torch.full(values.shape[:-1], math.nan, dtype=torch.float64)
