@@ -5,6 +5,7 @@ copy of the package; chapters that reach the line run on that copy, cheapest fir
 the unit tests of its module. ``book/data/audit/mutations.csv`` says who noticed.
 """
 
+import ast
 import json
 import os
 import platform
@@ -255,7 +256,7 @@ def run(jobs: int, budget: float, chosen: list[str]) -> None:
 
     Args:
         jobs: Chapters at a time.
-        budget: Seconds of chapters for each mutation, at least one chapter.
+        budget: Seconds of chapters at a time, at least one chapter, until a claim notices.
         chosen: Names of mutations; all if empty.
     """
     chapters = {page.stem: page for page in pages(audit.ROOT) if code_cells(page) and claims(page)}
@@ -265,10 +266,7 @@ def run(jobs: int, budget: float, chosen: list[str]) -> None:
         if chosen and mutation.name not in chosen:
             continue
         reached = reaching(mutation, chapters)
-        picked = pick(reached, unnoticing, budget)
-        build = f"mutation-{mutation.name}"
-        audit.run_build(build, picked, jobs, {}, mutation.edit)
-        noticed = noticing(build, picked)
+        picked, noticed = until_noticed(mutation, reached, unnoticing, jobs, budget)
         unnoticing -= {page for page, _ in noticed}
         tests = failing_tests(mutation)
         rows.append((mutation, reached, picked, noticed, tests))
@@ -276,6 +274,31 @@ def run(jobs: int, budget: float, chosen: list[str]) -> None:
         print(f"{mutation.name}: {names}; tests: {tests or 'NO TEST'}", flush=True)
     write(rows)
     print(f"chapters of which no claim noticed anything: {', '.join(sorted(unnoticing)) or 'none'}")
+
+
+def until_noticed(
+    mutation: Mutation, reached: dict[str, Path], wanted: set[str], jobs: int, budget: float
+) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    """Run chapters, some at a time, until a claim notices or none is left."""
+    build = f"mutation-{mutation.name}"
+    picked: dict[str, Path] = {}
+    noticed: list[tuple[str, str]] = []
+    while not noticed and len(picked) < len(reached):
+        rest = {slug: page for slug, page in reached.items() if slug not in picked}
+        picked |= pick(mutation, rest, wanted, budget)
+        audit.run_build(build, picked, jobs, {}, mutation.edit)
+        noticed = noticing(build, picked)
+    return picked, noticed
+
+
+def mutated_name(mutation: Mutation) -> str:
+    """The function or class at the top of a module that holds the line."""
+    text = (audit.ROOT / "bnmlp" / mutation.file).read_text(encoding="utf8")
+    line = text[: text.index(mutation.old)].count("\n") + 1
+    for part in ast.parse(text).body:
+        if isinstance(part, ast.FunctionDef | ast.ClassDef) and part.lineno <= line:
+            name = part.name
+    return name
 
 
 def reaching(mutation: Mutation, chapters: dict[str, Path]) -> dict[str, Path]:
@@ -290,11 +313,15 @@ def reaching(mutation: Mutation, chapters: dict[str, Path]) -> dict[str, Path]:
         }
 
 
-def pick(reached: dict[str, Path], wanted: set[str], budget: float) -> dict[str, Path]:
-    """Chapters within the budget: first those that name what they need, then the cheapest."""
+def pick(
+    mutation: Mutation, reached: dict[str, Path], wanted: set[str], budget: float
+) -> dict[str, Path]:
+    """Within the budget: chapters that name what is wrong, then such as never noticed, then cheap."""
+    named = re.compile(rf"\b{mutated_name(mutation)}\b")
     picked, spent = {}, 0.0
     order = sorted(reached, key=lambda slug: audit.expected_seconds(reached[slug]))
     order.sort(key=lambda slug: slug not in wanted)
+    order.sort(key=lambda slug: not named.search(audit.measured_code(reached[slug])))
     for slug in order:
         seconds = audit.expected_seconds(reached[slug])
         if not picked or spent + seconds <= budget:
