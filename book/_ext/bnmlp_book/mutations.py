@@ -316,7 +316,7 @@ def reaching(mutation: Mutation, chapters: dict[str, Path]) -> dict[str, Path]:
 def pick(
     mutation: Mutation, reached: dict[str, Path], wanted: set[str], budget: float
 ) -> dict[str, Path]:
-    """Within the budget: those that name what is wrong, such as never noticed, then the cheapest."""
+    """Chapters within the budget: such as name what is wrong, then the unnoticing, then cheap."""
     named = re.compile(rf"\b{mutated_name(mutation)}\b")
     picked, spent = {}, 0.0
     order = sorted(reached, key=lambda slug: audit.expected_seconds(reached[slug]))
