@@ -89,6 +89,20 @@ def test_the_theory_predicts_the_lost_spread_from_the_averages(failing):
     assert abs(linear) > 10, "the control: the sum of the layers' errors, without the activation"
 
 
+def test_weights_that_have_learnt_without_averages_are_no_new_network(healthy):
+    model = copy.deepcopy(healthy)  # as an average of parameters alone is
+    for norm in model[1::3]:
+        norm.reset_running_stats()
+    found = compare(model, *TEST)
+    severities = {f.kind: f.severity for f in found.findings}
+    assert severities["running-statistics-fail"] in ("serious", "broken")
+    assert severities["statistics-never-updated"] == "serious"
+    for seed in range(5):
+        torch.manual_seed(seed)
+        fresh = compare(deep(5, nn.ReLU), *TEST)
+        assert {f.severity for f in fresh.findings} <= {"note"}, "the control: just made"
+
+
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
 def test_it_does_so_for_activations_that_are_not_odd(activation):
     torch.manual_seed(0)

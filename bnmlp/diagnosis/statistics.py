@@ -151,7 +151,8 @@ def compare(
         scores, unscored = _scores(outputs, y, loss_fn)
     summary = _summary(scores, told) | {"unscored": unscored}
     findings = findings_of_averages(rows, called)
-    if all(row["never_updated"] for row in rows):  # a network that was just made: nothing is lost
+    made = all(row["never_updated"] for row in rows)
+    if made and not _has_learnt(summary, y):  # a network that was just made: nothing is lost
         kind = "statistics-never-updated"
         findings = [replace(f, severity="note") if f.kind == kind else f for f in findings]
     else:
@@ -400,6 +401,15 @@ def _chance(y: Any) -> float:
     """Share of the most frequent label."""
     known = y[y >= 0]
     return float(known.unique(return_counts=True)[1].max() / known.numel())
+
+
+def _has_learnt(summary: Row, y: Any) -> bool:
+    """Whether recalibrated accuracy is above chance by more than that many guesses would be."""
+    accuracy = summary["accuracy_recalibrated"]
+    if accuracy is None:
+        return False
+    chance, n = _chance(y), int((y >= 0).sum())
+    return bool(accuracy - chance > SURE * math.sqrt(chance * (1 - chance) / n) > 0)
 
 
 def _changed_spread(summary: Row) -> Finding | None:
