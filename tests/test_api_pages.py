@@ -33,10 +33,8 @@ SHARED = {
         "call_module",
         "input_of",
         "moments",
-        "moved",
         "recalibrate_module",
         "tracking",
-        "unwrapped",
         "without_compiler",
         "write",
     },  # fmt: skip

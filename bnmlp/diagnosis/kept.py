@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnmlp.machine.randomness import random_state_kept
 from bnmlp.networks.protocol import averages_kept
@@ -92,16 +92,3 @@ def _compiled(parts: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for part, call in calls:
             part._compiled_call_impl = call
-
-
-def first_tensor(value: object) -> Tensor | None:
-    """The first floating-point tensor in what a module takes or returns, depth first."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() and value.layout == torch.strided else None
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        for part in value:
-            if (found := first_tensor(part)) is not None:
-                return found
-    return None
