@@ -24,6 +24,7 @@ MODULES = [
 ]
 # What other modules share, and a reader of the package does not call.
 SHARED = {
+    "bnmlp.book.making": {"section"},
     "bnmlp.measurements.curvature": {"flat"},
     "bnmlp.measurements.noise": {"sound_batches", "kept_randomness", "ties_samples"},
     "bnmlp.measurements.rates": {"lengths"},

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+Leaf = Tensor | PackedSequence
+
 
 def applied(function: Callable[..., Any], given: Any) -> Any:
     """Call a function with what is given for it.
@@ -45,9 +47,10 @@ def samples_of(value: Any) -> int | None:
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The same structure with a function of each tensor; of packed sequences, of their numbers."""
 
-    def of_leaf(leaf: Tensor | PackedSequence) -> Tensor | PackedSequence:
-        packed = isinstance(leaf, PackedSequence)
-        return leaf._replace(data=function(leaf.data)) if packed else function(leaf)
+    def of_leaf(leaf: Leaf) -> Leaf:
+        if isinstance(leaf, PackedSequence):
+            return leaf._replace(data=function(leaf.data))
+        return function(leaf)
 
     return _rebuilt(value, of_leaf)
 
@@ -83,14 +86,14 @@ def joined(parts: Sequence[tuple[Tensor, Any]], n: int) -> Any:
     """
     leaves = [_leaves(value) for _, value in parts]
 
-    def of_leaf(_: Tensor | PackedSequence) -> Tensor | PackedSequence:
+    def of_leaf(_: Leaf) -> Leaf:
         found = [next(values) for values in leaves]
         return _joined_leaf([index for index, _ in parts], found, n)
 
     return _rebuilt(parts[0][1], of_leaf)
 
 
-def _leaves(value: Any) -> Iterator[Tensor | PackedSequence]:
+def _leaves(value: Any) -> Iterator[Leaf]:
     if isinstance(value, (Tensor, PackedSequence)):
         yield value
     elif isinstance(value, (Mapping, tuple, list)):
@@ -114,13 +117,13 @@ def _rebuilt(value: Any, of_leaf: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _length(leaf: Tensor | PackedSequence) -> int | None:
+def _length(leaf: Leaf) -> int | None:
     if isinstance(leaf, PackedSequence):
         return int(leaf.batch_sizes[0])
     return len(leaf) if leaf.ndim else None
 
 
-def _chosen(leaf: Tensor | PackedSequence, index: Tensor) -> Tensor | PackedSequence:
+def _chosen(leaf: Leaf, index: Tensor) -> Leaf:
     if isinstance(leaf, Tensor):
         return leaf[index.to(leaf.device)]
     padded, lengths = pad_packed_sequence(leaf, batch_first=True)
@@ -130,15 +133,14 @@ def _chosen(leaf: Tensor | PackedSequence, index: Tensor) -> Tensor | PackedSequ
     )  # fmt: skip
 
 
-def _joined_leaf(
-    indices: Sequence[Tensor], leaves: Sequence[Tensor | PackedSequence], n: int
-) -> Tensor | PackedSequence:
-    first, shapes = leaves[0], [getattr(leaf, "shape", None) for leaf in leaves]
-    if isinstance(first, PackedSequence) or shapes != [
-        (len(index), *first.shape[1:]) for index in indices
-    ]:
+def _joined_leaf(indices: Sequence[Tensor], leaves: Sequence[Leaf], n: int) -> Leaf:
+    first, tensors = leaves[0], [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if isinstance(first, PackedSequence):
+        return first
+    expected = [(len(index), *first.shape[1:]) for index in indices]
+    if [leaf.shape for leaf in tensors] != expected:
         return first
     whole = first.new_empty((n, *first.shape[1:]))
-    for index, leaf in zip(indices, leaves, strict=True):
+    for index, leaf in zip(indices, tensors, strict=True):
         whole[index.to(whole.device)] = leaf
     return whole
