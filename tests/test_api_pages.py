@@ -24,6 +24,7 @@ MODULES = [
 ]
 # What other modules share, and a reader of the package does not call.
 SHARED = {
+    "bnmlp.book.making": {"section"},
     "bnmlp.measurements.curvature": {"flat"},
     "bnmlp.measurements.noise": {"sound_batches", "kept_randomness", "ties_samples"},
     "bnmlp.measurements.rates": {"lengths"},
@@ -33,10 +34,8 @@ SHARED = {
         "call_module",
         "input_of",
         "moments",
-        "moved",
         "recalibrate_module",
         "tracking",
-        "unwrapped",
         "without_compiler",
         "write",
     },  # fmt: skip

@@ -204,6 +204,17 @@ def test_it_works_where_gradients_are_off_and_leaves_them_off():
         assert torch.is_inference_mode_enabled()
 
 
+def test_gradients_are_recorded_inside_only_where_they_were_outside():
+    model = nn.Linear(2, 2)
+    for outside in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with outside():
+            recording = torch.is_grad_enabled()
+            with everything_kept(model):
+                assert torch.is_grad_enabled() == recording
+                assert not torch.is_inference_mode_enabled()
+            assert torch.is_grad_enabled() == recording
+
+
 def test_what_is_kept_comes_back_after_a_change_of_everything():
     model = Restless()
     prepared(model)

@@ -227,15 +227,65 @@ def test_nothing_is_left_behind_also_after_an_error(inplace):
     assert everything(module) == before
 
     def failing_loss(output, y):
+        torch.manual_seed(7)
+        module.eval()(x).sum().backward()
         raise RuntimeError("stop")
 
-    with pytest.raises(RuntimeError, match="stop"):
-        compare(module, x, y, failing_loss)
+    found = compare(module, x, y, failing_loss).summary
+    assert found["unscored"] == "loss_fn raised RuntimeError: stop" and found["loss_batch"] is None
+    assert everything(module) == before
     handle = module.second.register_forward_hook(failing_loss_after(2))
     with pytest.raises(RuntimeError, match="third"):
         compare(module, x, y)
     handle.remove()
     assert everything(module) == before
+
+
+def contrastive(output, y):
+    """A loss with the size of its batch built in, which tells how far apart samples are."""
+    return torch.linalg.matrix_norm(output @ output.mT - 9 * torch.eye(20, dtype=output.dtype))
+
+
+def test_a_loss_that_takes_no_parts_is_given_all_samples():
+    module, x, y = small()
+    found = compare(module, x, y, contrastive).summary
+    assert found["unscored"] is None
+    model, logits = copy.deepcopy(module).eval(), torch.empty(20, 4, dtype=torch.float64)
+    assert found["loss_running"] == pytest.approx(contrastive(model(x), y).item())
+    for half in (0, 1):
+        recalibrate(model, x[1 - half :: 2])
+        logits[half::2] = model(x[half::2]).detach()
+    assert found["loss_recalibrated"] == pytest.approx(contrastive(logits, y).item())
+    plain = compare(module, x, y).summary
+    assert found["accuracy_recalibrated"] == plain["accuracy_recalibrated"]
+
+
+def test_such_a_loss_still_tells_a_network_that_evaluation_takes_to_chance(failing):
+    def whole(output, y):
+        return F.cross_entropy(output, y) if len(output) == 400 else output[400]
+
+    found = compare(failing, *TEST, whole)
+    assert found.findings[0].kind == "running-statistics-fail"
+    assert found.summary["sure"] > 4
+
+
+def test_a_loss_may_differentiate_draw_and_overwrite():
+    module, x, y = small()
+
+    def penalised(output, y):
+        loss = F.cross_entropy(output, y)
+        (gradient,) = torch.autograd.grad(loss, output, create_graph=True)
+        output.data.mul_(0)
+        return loss + gradient.square().sum() + 0.1 * torch.rand(())
+
+    first, second = (compare(module, x, y, penalised).summary for _ in range(2))
+    assert first["unscored"] is None and first == second
+    logits = copy.deepcopy(module).eval()(x)
+    gradient = (logits.softmax(1) - F.one_hot(y, 4)) / 2  # of the mean over two samples
+    with torch.random.fork_rng():
+        drawn = torch.stack([torch.rand(()) for _ in range(10)]).mean()
+    expected = F.cross_entropy(logits, y) + gradient.square().sum() / 10 + 0.1 * drawn
+    assert first["loss_running"] == pytest.approx(expected.item())
 
 
 def failing_loss_after(times):
@@ -297,7 +347,7 @@ def test_what_has_no_loss_is_compared_without_and_says_why():
                     lambda out, y: F.cross_entropy(out.logits, y))  # fmt: skip
     assert named.summary["loss_recalibrated"] == expected["loss_recalibrated"]
     for targets, words in (
-        (torch.zeros(20, 3, dtype=torch.int64), r"output of shape \(2, 4\) and targets of shape"),
+        (torch.zeros(20, 3, dtype=torch.int64), r"output of shape \(20, 4\) and targets of shape"),
         (torch.zeros(10, dtype=torch.int64), "targets of shape"),
         (torch.zeros(20, 3), "targets of shape"),
         ({"label": y}, "targets of type dict"),

@@ -17,9 +17,9 @@ from torch.linalg import vector_norm
 from bnmlp.diagnosis.anatomy import Anatomy
 from bnmlp.diagnosis.cures import Shaped
 from bnmlp.diagnosis.functions import Functions, undisturbed
-from bnmlp.diagnosis.kept import first_tensor
 from bnmlp.diagnosis.spectra import spectrum
 from bnmlp.diagnosis.weights import euclidean
+from bnmlp.machine.structures import first_tensor
 
 LEVELS = ("layers", "modules", "additions", "functions")
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardshrink, nn.Softshrink)

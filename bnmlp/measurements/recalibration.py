@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from bnmlp.layers.normalization import refuse_single_sample
 from bnmlp.machine.precision import float64
 from bnmlp.machine.randomness import random_state_kept
+from bnmlp.machine.structures import applied, moved
 from bnmlp.networks.protocol import averages_kept, averaging
+from bnmlp.networks.wrappers import unwrapped
 
 NORMS = nn.modules.batchnorm._NormBase  # batch norms, synchronised ones too, and instance norms
 INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def recalibrate_module(module: nn.Module, batches: Iterable[Any], *, exact: bool
         ValueError: If there is no batch, a variance would be that of one number, statistics are not
             finite, or batches take different ways through the module. Nothing has changed then.
     """
-    module = unwrapped(module)
+    module, _ = unwrapped(module)
     norms, own = tracking(module), _keeping_their_own(module)
     if not norms and not own:
         return
@@ -345,32 +347,15 @@ def _inputs(module: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
 
 def input_of(batch: Any) -> Any:
     """What a module is called with: of samples with labels, the samples."""
-    return batch[0] if isinstance(batch, tuple | list) else batch
+    with_labels = isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence)
+    return batch[0] if with_labels else batch
 
 
 def call_module(module: nn.Module, given: Any) -> Any:
     """Call a module, without autograd, with a tensor, a tuple of arguments, or a dict of them."""
     with warnings.catch_warnings():  # checkpointing misses gradients that nobody asks for
         warnings.filterwarnings("ignore", "None of the inputs have requires_grad", UserWarning)
-        if isinstance(given, Mapping):
-            return module(**given)
-        return module(*given) if isinstance(given, tuple | list) else module(given)
-
-
-def moved(given: Any, device: torch.device) -> Any:
-    """The same with all tensors on a device."""
-    if isinstance(given, Mapping):
-        return {name: moved(value, device) for name, value in given.items()}
-    if isinstance(given, tuple | list):
-        return tuple(moved(value, device) for value in given)
-    return given.to(device) if isinstance(given, Tensor) else given
-
-
-def unwrapped(module: Any) -> nn.Module:
-    """The module inside ``torch.compile`` and PyTorch's wrappers for several devices."""
-    while isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod"):
-        module = module.module if isinstance(module, WRAPPERS) else module._orig_mod
-    return module
+        return applied(module, given)
 
 
 def without_compiler() -> contextlib.AbstractContextManager[Any]:
