@@ -407,7 +407,7 @@ def _roles(table: Table, start: int, stop: int) -> Roles | str:
         if label != "identity":
             return f"{table.name[i]} is a second activation"
         if isinstance(module, Shaped):
-            module, gain = module.activation, float(module.gain)
+            module, gain = module.activation, module.gain
             kind = type(module).__name__
         if module is not None and type(module) in MODULES:
             label = activation = MODULES[type(module)]
