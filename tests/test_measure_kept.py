@@ -49,7 +49,7 @@ def state_of(model):
         "values": [t.detach().clone() for t in tensors],
         "gradients": [(id(p.grad), None if p.grad is None else p.grad.clone())
                       for p in model.parameters()],
-        "needed": [p.requires_grad for p in model.parameters()],
+        "needed": [t.requires_grad for t in tensors],
         "parameter hooks": [len(p._backward_hooks or ()) for p in model.parameters()],
         "modes": [m.training for m in model.modules()],
         "hooks": hooks,
@@ -179,6 +179,16 @@ def test_training_goes_on_as_if_nothing_had_been_measured():
             optimizer.step()
         runs.append([p.detach().clone() for p in (*model.parameters(), *model.buffers())])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_a_network_of_several_norms_can_be_measured_again_and_trained():
+    parts = [part for _ in range(3) for part in (nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU())]
+    model, x, y = nn.Sequential(*parts), torch.randn(10, 6), torch.randint(3, (10,))
+    for _ in range(2):
+        before = state_of(model)
+        measure(model, x, y)
+        assert_same(before, state_of(model))
+        nn.functional.cross_entropy(model(x), y).backward()
 
 
 def test_it_works_where_gradients_are_off_and_leaves_them_off():

@@ -39,7 +39,9 @@ def everything_kept(
     parts = list(module.modules()) if parts is None else parts
     with contextlib.ExitStack() as stack:
         stack.callback(_measuring.reset, _measuring.set(True))
-        stack.enter_context(torch.inference_mode(False))
+        grad = torch.is_grad_enabled()
+        stack.enter_context(torch.inference_mode(False))  # which turns gradients on, asked or not
+        stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(random_state_kept())
         stack.enter_context(averages_kept(module))
         for keep in (_gradients, _compiled):
