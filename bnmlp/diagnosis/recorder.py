@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from bnmlp.diagnosis.anatomy import Anatomy
+from bnmlp.diagnosis.cures import Shaped
 from bnmlp.diagnosis.functions import Functions, undisturbed
 from bnmlp.diagnosis.kept import first_tensor
 from bnmlp.diagnosis.spectra import spectrum
@@ -50,7 +51,7 @@ class Row:
         mean: Euclidean norm of the features' sums over all samples and positions.
         ends: Smallest and largest entry; of layers, functions, and numbers of 16 bits.
         dead: Share of features that are zero for every sample and position; of rectifiers.
-        direct: Whether the input is what the call before put out; of weighted calls.
+        direct: Whether the input is what the call before put out.
         source: Euclidean norm of the input and its number of entries; of weighted calls.
         ratio: Norms of branch and stream; of additions.
         gradient: Euclidean norm of the loss's gradient in the output.
@@ -91,6 +92,8 @@ class Row:
 
 class _Station:
     """What is known of a module before it is called."""
+
+    direct: bool | None = None  # as that of a row, where functions inside may come first
 
     def __init__(self, name: str, module: nn.Module) -> None:
         kind = type(module)
@@ -157,12 +160,21 @@ class Recorder:
             self.detach()
 
     def attach(self) -> None:
-        """Put hooks on all parts, those that parametrise weights excepted."""
+        """Put hooks on all parts, but not on what parametrises weights or is shaped."""
+        shaped = {
+            id(inner)
+            for _, part in self.anatomy.parts
+            if isinstance(part, Shaped)
+            for inner in part.activation.modules()
+        }
         for name, part in self.anatomy.parts:
-            if "parametrizations" in name:
+            if "parametrizations" in name or id(part) in shaped:
                 continue
             station = _Station(name or "model", part)
-            if part._modules and any(child != "parametrizations" for child in part._modules):
+            if isinstance(part, Shaped):
+                self._handles.append(part.register_forward_pre_hook(self._arrival(station)))
+                self._handles.append(part.register_forward_hook(self._leaf(station)))
+            elif part._modules and any(child != "parametrizations" for child in part._modules):
                 if self.level != "layers" or station.weighted:
                     enter, leave = self._container(station)
                     self._handles.append(part.register_forward_pre_hook(enter))
@@ -213,6 +225,14 @@ class Recorder:
         finally:
             self.backwards = False
 
+    def _arrival(self, station: _Station) -> Callable[..., None]:
+        def before(module: nn.Module, given: tuple[Any, ...]) -> None:
+            if self.forwards:
+                with undisturbed():
+                    station.direct = self.follows(given)
+
+        return before
+
     def _leaf(self, station: _Station) -> Callable[..., None]:
         def after(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             if self.forwards:
@@ -251,8 +271,7 @@ class Recorder:
                 station.weights,
                 station.weighted,
             )
-            if row.weighted:
-                self._look_at_input(row, given)
+            self._look_at_input(row, given)
             self.note(row, value, rectifier=station.rectifier)
 
     def _adopt(self, station: _Station, value: Tensor) -> bool:
@@ -267,6 +286,7 @@ class Recorder:
             return False
         last.name, last.kind = self._numbered(station.name), station.kind
         last.module, last.weights = station.module, station.weights
+        last.direct = last.direct if station.direct is None else station.direct
         return True
 
     def _axis_of(self, value: Tensor) -> int:
@@ -341,14 +361,22 @@ class Recorder:
         times = self._calls[name] = self._calls.get(name, 0) + 1
         return name if times == 1 else f"{name}#{times}"
 
+    def follows(self, given: tuple[Any, ...]) -> bool:
+        """Whether what a call is given is what the call before it put out."""
+        value = _input(given)
+        return value is not None and self._last is not None and _same(self._last[0], value)
+
     def _look_at_input(self, row: Row, given: tuple[Any, ...]) -> None:
-        value = given[0] if given and type(given[0]) is Tensor else first_tensor(given)
+        row.direct = self.follows(given)
+        value = _input(given) if row.weighted else None
         if value is None or not value.is_floating_point() or value.numel() == 0:
             return
-        if self._last is not None and _same(self._last[0], value):
-            row.direct, row.source = True, (self._last[1].norm, value.numel())
-        else:
-            row.source = self.norm_of(value), value.numel()
+        known = self._last[1].norm if row.direct and self._last is not None else None
+        row.source = self.norm_of(value) if known is None else known, value.numel()
+
+
+def _input(given: tuple[Any, ...]) -> Tensor | None:
+    return given[0] if given and type(given[0]) is Tensor else first_tensor(given)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
