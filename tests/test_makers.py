@@ -43,6 +43,9 @@ SMALL = {  # what to put in place of a program's constants
         "PLACES": {"early": 2}, "AHEAD": 3, "RUNS": 2,
     },
     "orthogonality/make.py": {"DEPTH": 30, "WIDTH": 8, "STEPS": 4, "RECORDED": (2, 4)},
+    "patients/make.py": {
+        "SEEDS": 1, "STEPS": {"perceptron": 1, "resnet": 2, "averaged resnet": 2, "transformer": 1},
+    },
     "rank-of-batches/make.py": {"NAMES": ("mnist5k",), "SIZES": (16,), "BATCHES": 2},
     "short-and-noshort/make.py": {
         "SIZES": SimpleNamespace(
