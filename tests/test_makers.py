@@ -46,6 +46,9 @@ SMALL = {  # what to put in place of a program's constants
     "other-tools/make.py": {
         "TOOLS": ("bnmlp",), "DEPTH": 6, "WIDTH": 10, "BATCH": 20, "STEPS": 1, "BLOCKS": 2,
     },
+    "patients/make.py": {
+        "SEEDS": 1, "STEPS": {"perceptron": 1, "resnet": 2, "averaged resnet": 2, "transformer": 1},
+    },
     "rank-of-batches/make.py": {"NAMES": ("mnist5k",), "SIZES": (16,), "BATCHES": 2},
     "short-and-noshort/make.py": {
         "SIZES": SimpleNamespace(

@@ -395,7 +395,8 @@ def _roles(table: Table, start: int, stop: int) -> Roles | str:
     normalisation: nn.Module | None = None
     activation: str | Callable[[Tensor], Tensor] = "identity"
     for i in range(start + 1, stop):
-        module, kind = table.modules[i], table.kind[i]
+        module: Any = table.modules[i]
+        kind = table.kind[i]
         if isinstance(module, PASSIVE) or (isinstance(module, nn.Dropout) and module.p == 0):
             continue
         found = next((name for cls, name in NORMS.items() if isinstance(module, cls)), None)
@@ -407,7 +408,7 @@ def _roles(table: Table, start: int, stop: int) -> Roles | str:
         if label != "identity":
             return f"{table.name[i]} is a second activation"
         if isinstance(module, Shaped):
-            module, gain = module.activation, module.gain
+            gain, module = module.gain, module.activation
             kind = type(module).__name__
         if module is not None and type(module) in MODULES:
             label = activation = MODULES[type(module)]
