@@ -285,9 +285,10 @@ def until_noticed(
     noticed: list[tuple[str, str]] = []
     while not noticed and len(picked) < len(reached):
         rest = {slug: page for slug, page in reached.items() if slug not in picked}
-        picked |= pick(mutation, rest, wanted, budget)
-        audit.run_build(build, picked, jobs, {}, mutation.edit)
-        noticed = noticing(build, picked)
+        batch = pick(mutation, rest, wanted, budget)
+        audit.run_build(build, batch, jobs, {}, mutation.edit)
+        noticed = noticing(build, batch)
+        picked |= batch
     return picked, noticed
 
 
