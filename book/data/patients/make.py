@@ -7,8 +7,8 @@ Runs that the table holds are not repeated; delete it to start anew.
 import pandas as pd
 
 from bnmlp import load_dataset
+from bnmlp.book import patients
 from bnmlp.book.making import Maker
-from bnmlp.book.patients import PATIENTS, course
 
 SEEDS = 8
 STEPS = {"perceptron": 200, "resnet": 62, "averaged resnet": 124, "transformer": 150}
@@ -18,7 +18,7 @@ def record(patient: str, treatment: str) -> dict[str, pd.DataFrame]:
     """Train every seed; rows of the table."""
     data = load_dataset("mnist5k")
     rows = {
-        seed: course(PATIENTS[patient], data, STEPS[patient], seed, treatment)
+        seed: patients.course(patients.PATIENTS[patient], data, STEPS[patient], seed, treatment)
         for seed in range(SEEDS)
     }
     return {"runs": pd.DataFrame.from_dict(rows, orient="index").rename_axis("seed")}
@@ -29,7 +29,7 @@ def main() -> None:
     cells = [
         {"patient": patient, "treatment": treatment}
         for patient in STEPS
-        for treatment in ("none", *PATIENTS[patient].cures)
+        for treatment in ("none", *patients.PATIENTS[patient].cures)
     ]
     Maker(globals()).grow(("runs",), cells, record)
 
