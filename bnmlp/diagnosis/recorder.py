@@ -7,7 +7,7 @@ returned, also where the next operation overwrites it (a ReLU in place, ``out +=
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -84,10 +84,9 @@ class Row:
         """Hook on the output: note the gradient's size."""
         recorder = self.recorder
         if recorder.backwards:
-            with undisturbed():
-                self.gradient = recorder.norm_of(gradient)
-                if recorder.careful:
-                    self.faults = (self.faults[0], _faults(gradient))
+            self.gradient = recorder.norm_of(gradient)
+            if recorder.careful:
+                self.faults = (self.faults[0], _faults(gradient))
 
 
 class _Station:
@@ -98,25 +97,32 @@ class _Station:
     def __init__(self, name: str, module: nn.Module) -> None:
         kind = type(module)
         self.name, self.kind, self.module = name, kind.__name__, module
-        self.rectifier = issubclass(kind, RECTIFIERS)
-        self.last_axis = True if issubclass(kind, LAST_AXIS) else None
-        if issubclass(kind, SECOND_AXIS):
-            self.last_axis = False
-        self.lookup = issubclass(kind, LOOKUPS)
+        self.rectifier, self.last_axis, self.lookup = _class(kind)
 
     @cached_property
     def weights(self) -> list[nn.Parameter]:
         """Matrices that a call uses, or else what it scales by."""
         module = self.module
+        if not module._parameters and not module._modules:
+            return []
         own = dict(module.named_parameters()) if module._modules else module._parameters
         present = {name: p for name, p in own.items() if p is not None}
         matrices = [p for p in present.values() if p.ndim > 1]
         return matrices or [p for name, p in present.items() if name == "weight"]
 
-    @property
+    @cached_property
     def weighted(self) -> bool:
         """Whether a call multiplies with a matrix of its own."""
         return not self.lookup and any(p.ndim > 1 for p in self.weights)
+
+
+@cache
+def _class(kind: type[nn.Module]) -> tuple[bool, bool | None, bool]:
+    """Whether it rectifies, has its features last (not known if None), looks rows up."""
+    last_axis = True if issubclass(kind, LAST_AXIS) else None
+    if issubclass(kind, SECOND_AXIS):
+        last_axis = False
+    return issubclass(kind, RECTIFIERS), last_axis, issubclass(kind, LOOKUPS)
 
 
 class Recorder:

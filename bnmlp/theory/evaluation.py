@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -82,25 +83,35 @@ def _passed_on(
 ) -> tuple[float, float]:
     """Variance and squared offset behind an activation, in units of its variance in training."""
     (z, density), (xi, share) = _nodes(SAMPLES), _nodes(CHANNELWISE)
-    scale, shift = _some_channels(weight, 1.0), _some_channels(bias, 0.0)  # (c, 1, 1)
+    scale, shift, part = _some_channels(weight, bias)  # (c, 1, 1), (c, 1, 1), (c)
     trained = activation(scale * z + shift)  # (c, 1, z)
     middle = trained @ density  # (c, 1)
-    variance = (trained.square() @ density - middle.square()).mean()
+    variance = part @ (trained.square() @ density - middle.square())
     seen = activation(scale * (math.sqrt(p) * xi[:, None] + math.sqrt(w) * z) + shift)  # (c, xi, z)
     mean = seen @ density  # (c, xi)
     within = ((seen - mean[..., None]).square() @ density) @ share
     between = (mean - middle).square() @ share
-    return (within.mean() / variance).item(), (between.mean() / variance).item()
+    return (part @ within / variance).item(), (part @ between / variance).item()
 
 
+@cache
 def _nodes(step: float) -> tuple[Tensor, Tensor]:
     """Nodes of the trapezoidal rule for means of a standard normal variable, and their weights."""
     z = torch.arange(-END, END + step / 2, step, dtype=torch.float64)
     return z, step * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
 
 
-def _some_channels(values: Tensor | None, default: float) -> Tensor:
+def _some_channels(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales and offsets of some channels, each pair once, and their shares."""
+    columns = [_some(weight, 1.0), _some(bias, 0.0)]
+    pairs = torch.stack(torch.broadcast_tensors(*columns), -1)
+    found, times = pairs.unique(dim=0, return_counts=True)
+    scale, shift = found[:, :, None, None].unbind(1)
+    return scale, shift, times / times.sum().double()
+
+
+def _some(values: Tensor | None, default: float) -> Tensor:
     if values is None:
-        return torch.full((1, 1, 1), default, dtype=torch.float64)
+        return torch.full((1,), default, dtype=torch.float64)
     step = max(1, math.ceil(len(values) / CHANNELS))
-    return values.detach().cpu().double()[::step, None, None]
+    return values.detach().cpu().double()[::step]

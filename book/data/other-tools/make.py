@@ -5,9 +5,11 @@ python book/data/other-tools/make.py      # a minute, where pip has installed th
 
 import contextlib
 import copy
+import importlib
 import importlib.metadata
 import io
 import random
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from bnmlp import load_dataset, measure
 from bnmlp.book.making import Maker, rows_table
 from bnmlp.layers.seeds import seed_of
+from bnmlp.machine.randomness import random_state_kept
 from bnmlp.networks.convolutional import ResNet
 
 TOOLS = ("bnmlp", "torchdiag", "torchmortem", "neural-observatory", "torchinfo", "weightwatcher")
@@ -42,7 +45,7 @@ class Patient(NamedTuple):
 class Told(NamedTuple):
     """What a tool says: layers that it looks at, how many it finds so, and its own words."""
 
-    layers: int
+    layers: int | None = None
     exploding: int | None = None
     vanishing: int | None = None
     verdict: str = ""
@@ -102,14 +105,14 @@ class Mean(nn.Module):
 
 
 def transformer() -> Patient:
-    """He's weights and no normalisation: the stream grows from block to block."""
+    """Gaussian weights and no normalisation: the stream grows from block to block."""
     blocks = [Block() for _ in range(BLOCKS)]
     model = nn.Sequential(
         nn.Linear(PATCH * PATCH, FEATURES), *blocks, Mean(), nn.Linear(FEATURES, 10)
     )
     for p in model.parameters():
         if p.ndim > 1:
-            nn.init.kaiming_normal_(p)
+            nn.init.normal_(p, std=p.shape[1] ** -0.5)
     x, y = load_dataset("mnist5k").batch(BATCH)
     n = 28 // PATCH
     tokens = x.view(-1, n, PATCH, n, PATCH).transpose(2, 3).reshape(-1, n * n, PATCH * PATCH)
@@ -144,11 +147,13 @@ def torchmortem(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Told:
         value.backward()
         autopsy.step(loss=value.item())
     report = autopsy.get_report()
-    named = {found.title: len(found.affected_layers) for found in report.findings}
     counts = [
-        sum(n for title, n in named.items() if word in title) for word in ("Exploding", "Vanishing")
+        sum(len(found.affected_layers) for found in report.findings if word in found.title)
+        for word in ("Exploding", "Vanishing")
     ]
-    return Told(len(report.metadata.layer_names), *counts, "; ".join(named) or "none")
+    titles = Counter(found.title.split(" in ")[0] for found in report.findings)
+    words = "; ".join(f"{n} {title}" if n > 1 else title for title, n in titles.items())
+    return Told(len(report.metadata.layer_names), *counts, words or "none")
 
 
 def neural_observatory(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Told:
@@ -202,11 +207,16 @@ def state(model: nn.Module) -> dict[str, Any]:
 
 def row(name: str, patient: Patient, factor: float) -> list[object]:
     """Values of ``COLUMNS``."""
-    model = copy.deepcopy(patient.model)
+    model, tool = copy.deepcopy(patient.model), globals()[name.replace("-", "_")]
+    importlib.import_module(name.replace("-", "_"))
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(seed_of(1))
     before = state(model)
-    with contextlib.redirect_stdout(io.StringIO()):
-        tool = globals()[name.replace("-", "_")]
-        told = tool(model, patient.x, patient.y, lambda z, y: factor * F.cross_entropy(z, y))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            told = tool(model, patient.x, patient.y, lambda z, y: factor * F.cross_entropy(z, y))
+    except Exception as error:  # whatever a tool raises is what it says
+        told = Told(verdict=f"{type(error).__name__}: {error}")
     after = state(model)
     left = ", ".join(key for key, value in before.items() if after[key] != value)
     return [importlib.metadata.version(name), *told[:4], *told.rate, left or "nothing"]
@@ -227,15 +237,14 @@ def check_installed() -> None:
         )
 
 
+@random_state_kept()
 def main() -> None:
     """Every tool on every patient, at every unit of the loss."""
     check_installed()
-    maker, rows = Maker(globals()), {}
-    patients = {}
+    maker, rows, patients = Maker(globals()), {}, {}
     for make in (mlp, resnet, transformer):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(0))
-            patients[make.__name__] = make()
+        torch.manual_seed(seed_of(0))
+        patients[make.__name__] = make()
     for name, patient, factor in product(TOOLS, patients, FACTORS):
         rows[name, patient, factor] = row(name, patients[patient], factor)
         print(name, patient, factor, *rows[name, patient, factor], sep=", ", flush=True)
@@ -243,6 +252,8 @@ def main() -> None:
     said = table.groupby(["tool", "patient"])[["exploding", "vanishing", "verdict"]]
     changes = (said.nunique(dropna=False) > 1).any(axis=1).map({True: "yes", False: "no"})
     table.insert(len(COLUMNS) - 1, "changes", changes.reindex(table.index.droplevel("loss")).array)
+    for column in ("layers", "exploding", "vanishing"):
+        table[column] = table[column].astype("Int64")
     maker.store("reports", table)
 
 
