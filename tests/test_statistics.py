@@ -234,8 +234,8 @@ def test_nothing_is_left_behind_also_after_an_error(inplace):
     found = compare(module, x, y, failing_loss).summary
     assert found["unscored"] == "loss_fn raised RuntimeError: stop" and found["loss_batch"] is None
     assert everything(module) == before
-    handle = module.second.register_forward_hook(failing_loss_after(2))
-    with pytest.raises(RuntimeError, match="third"):
+    handle = module.second.register_forward_hook(failing_loss_after(1))
+    with pytest.raises(RuntimeError, match="second"):
         compare(module, x, y)
     handle.remove()
     assert everything(module) == before
@@ -293,7 +293,7 @@ def failing_loss_after(times):
 
     def hook(*_):
         if next(count, None) is None:
-            raise RuntimeError("the third pass")
+            raise RuntimeError("the second pass")
 
     return hook
 

@@ -7,7 +7,7 @@ returned, also where the next operation overwrites it (a ReLU in place, ``out +=
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -97,7 +97,11 @@ class _Station:
     def __init__(self, name: str, module: nn.Module) -> None:
         kind = type(module)
         self.name, self.kind, self.module = name, kind.__name__, module
-        self.rectifier, self.last_axis, self.lookup = _class(kind)
+        self.rectifier = issubclass(kind, RECTIFIERS)
+        self.last_axis = True if issubclass(kind, LAST_AXIS) else None
+        if issubclass(kind, SECOND_AXIS):
+            self.last_axis = False
+        self.lookup = issubclass(kind, LOOKUPS)
 
     @cached_property
     def weights(self) -> list[nn.Parameter]:
@@ -114,15 +118,6 @@ class _Station:
     def weighted(self) -> bool:
         """Whether a call multiplies with a matrix of its own."""
         return not self.lookup and any(p.ndim > 1 for p in self.weights)
-
-
-@cache
-def _class(kind: type[nn.Module]) -> tuple[bool, bool | None, bool]:
-    """Whether it rectifies, has its features last (not known if None), looks rows up."""
-    last_axis = True if issubclass(kind, LAST_AXIS) else None
-    if issubclass(kind, SECOND_AXIS):
-        last_axis = False
-    return issubclass(kind, RECTIFIERS), last_axis, issubclass(kind, LOOKUPS)
 
 
 class Recorder:

@@ -19,7 +19,7 @@ from bnmlp.diagnosis.averages import (
     number,
     prediction,
 )
-from bnmlp.diagnosis.chain import stretches
+from bnmlp.diagnosis.chain import watched
 from bnmlp.diagnosis.findings import Finding, ordered
 from bnmlp.diagnosis.forms import LossFunction, logits_of, loss_called
 from bnmlp.diagnosis.kept import everything_kept
@@ -132,8 +132,8 @@ def compare(
     place = norms[0].running_mean.device
     x, y = moved(x, place), moved(y, place)
     with everything_kept(model, training=False), without_compiler():
-        path = stretches(model, norms, x)
-        evaluated, running = _pass(model, norms, x)
+        with watched(norms) as path:  # first, so that what moments compute counts as the norm's
+            evaluated, running = _pass(model, norms, x)
         trained, batch = _pass_in_training(model, norms, x, evaluated)
         fresh = _recalibrated(model, x, calibration)
         outputs = {"batch": batch, "running": running, "recalibrated": fresh}
