@@ -40,13 +40,17 @@ TESTS = {
 
 @dataclass(frozen=True)
 class Mutation:
-    """One wrong line: what is wrong, in which file, the text and what stands in its place."""
+    """One wrong line: what is wrong, in which file, the text and what stands in its place.
+
+    ``near`` is the chapter about it, run first.
+    """
 
     name: str
     what: str
     file: str
     old: str
     new: str
+    near: str = ""
 
     @property
     def edit(self) -> tuple[str, str, str]:
@@ -81,27 +85,32 @@ MUTATIONS = [
     Mutation(
         "gaussian-variance", "Gaussian weights of half the variance", "layers/initialization.py",
         "math.sqrt(2 / (normal.shape[-1]", "math.sqrt(1 / (normal.shape[-1]",
+        near="edge-of-chaos",
     ),
     Mutation(
         "gain", "gains off by five per cent", "layers/activations.py",
         "gains = gain * layers**-exponent", "gains = 1.05 * gain * layers**-exponent",
+        near="explosion-against-gain",
     ),
     Mutation(
         "gain-exponent", "gains with twice the exponent", "layers/activations.py",
         "gains = gain * layers**-exponent", "gains = gain * layers ** (-2 * exponent)",
+        near="gain-exponent",
     ),
     Mutation(
         "bessel", "running variance without Bessel's factor", "networks/engine.py",
         "            var *= self.n / (self.n - 1)\n", "            pass\n",
+        near="running-statistics",
     ),
     Mutation(
         "averages", "running averages move ten times as fast", "networks/engine.py",
         "model.running_var.lerp_(var, model.momentum)",
-        "model.running_var.lerp_(var, min(1, 10 * model.momentum))",
+        "model.running_var.lerp_(var, min(1, 10 * model.momentum))", near="running-statistics",
     ),
     Mutation(
         "recalibration", "recalibrated variance is the unbiased one", "measurements/evaluation.py",
         "            var = var * ((n - 1) / n)\n", "            var = 1.05 * var\n",
+        near="running-statistics",
     ),
     Mutation(
         "rate-sign", "explosion rate with the wrong sign", "measurements/gradients.py",
@@ -111,36 +120,37 @@ MUTATIONS = [
         "norm-scale", "gradient norms forget the factor of their segment",
         "measurements/gradients.py",
         ".log() + log_scale.to(place)", ".log() + 0 * log_scale.to(place)",
+        near="gradients-depth",
     ),
     Mutation(
         "tanh-slope", "the way back through tanh forgets its slope", "networks/engine.py",
         '"tanh": lambda grad, x, out: aten.tanh_backward(grad, out),',
-        '"tanh": lambda grad, x, out: grad,',
+        '"tanh": lambda grad, x, out: grad,', near="explosion-against-gain",
     ),
     Mutation(
         "sin-slope", "the way back through sin squares its slope", "networks/engine.py",
-        "torch.cos(x).mul_(grad)", "torch.cos(x).square_().mul_(grad)",
+        "torch.cos(x).mul_(grad)", "torch.cos(x).square_().mul_(grad)", near="gain-exponent",
     ),
     Mutation(
         "projection", "the way back through the normalisation lacks its projection",
         "networks/engine.py",
         "return torch.addcmul(grad, z, along).mul_(rstd * scale)",
-        "return torch.addcmul(grad, z, 0 * along).mul_(rstd * scale)",
+        "return torch.addcmul(grad, z, 0 * along).mul_(rstd * scale)", near="gradients-depth",
     ),
     Mutation(
         "step-size", "steps of gradient descent ten per cent too long", "training/step.py",
         "        weight.baddbmm_(step, h.mT, alpha=-1)\n",
-        "        weight.baddbmm_(step, h.mT, alpha=-1.1)\n",
+        "        weight.baddbmm_(step, h.mT, alpha=-1.1)\n", near="orthogonality",
     ),
     Mutation(
         "gap", "isometry gap without the factor 2 of the volume", "measurements/isometry.py",
         "gap = mean.log() - 2 * pivots.log().mean(-1)",
-        "gap = mean.log() - 1.9 * pivots.log().mean(-1)",
+        "gap = mean.log() - 1.9 * pivots.log().mean(-1)", near="gap-decay",
     ),
     Mutation(
         "gap-series", "isometry gap near isometry without its factor one half",
         "measurements/isometry.py",
-        "series = second / 2 - third / 3", "series = second - third / 3",
+        "series = second / 2 - third / 3", "series = second - third / 3", near="orthogonality",
     ),
     Mutation(
         "harmonic", "harmonic gap without its denominator", "measurements/isometry.py",
@@ -148,7 +158,7 @@ MUTATIONS = [
     ),
     Mutation(
         "rank", "numerical rank with a tolerance of float32", "measurements/isometry.py",
-        "torch.finfo(s.dtype).eps * s[..., :1]", "1e-4 * s[..., :1]",
+        "torch.finfo(s.dtype).eps * s[..., :1]", "1e-4 * s[..., :1]", near="rank-of-batches",
     ),
     Mutation(
         "decay-factor", "d / (d + 1) for d / (d + 2)", "theory/closed_forms.py",
@@ -204,7 +214,7 @@ MUTATIONS = [
         "rate-map", "effective rates fall with the first power of the step",
         "theory/weight_dynamics.py",
         "return rate / (1 + (learning_rate * rate) ** 2)",
-        "return rate / (1 + learning_rate * rate)",
+        "return rate / (1 + learning_rate * rate)", near="scale-invariance",
     ),
     Mutation(
         "critical-rate", "critical learning rate without its root", "theory/weight_dynamics.py",
@@ -234,10 +244,12 @@ MUTATIONS = [
         "scores", "attention scores not divided by the root of the heads' width",
         "networks/transformer.py",
         "scores = q @ k.mT / math.sqrt(q.shape[-1])", "scores = q @ k.mT / q.shape[-1]",
+        near="transformers",
     ),
     Mutation(
         "shortcut", "shortcuts of the ResNet carry nothing", "networks/convolutional.py",
         "            out = out + F.pad(", "            out = out + 0 * F.pad(",
+        near="short-and-noshort",
     ),
     Mutation(
         "glorot", "uniform weights of half the variance", "networks/skip.py",
@@ -246,7 +258,7 @@ MUTATIONS = [
     Mutation(
         "standardisation", "pixels not standardised", "data/datasets.py",
         "mean, std = STANDARDIZATION.get(name) or _channel_statistics(train)",
-        "mean, std = (0.0,) * train.shape[1], (1.0,) * train.shape[1]",
+        "mean, std = (0.0,) * train.shape[1], (1.0,) * train.shape[1]", near="degenerate-batches",
     ),
 ]  # fmt: skip
 
@@ -317,12 +329,13 @@ def reaching(mutation: Mutation, chapters: dict[str, Path]) -> dict[str, Path]:
 def pick(
     mutation: Mutation, reached: dict[str, Path], wanted: set[str], budget: float
 ) -> dict[str, Path]:
-    """Chapters within the budget: such as name what is wrong, then the unnoticing, then cheap."""
+    """Chapters within the budget: near ones, such as name what is wrong, unnoticing ones, cheap."""
     named = re.compile(rf"\b{mutated_name(mutation)}\b")
     picked, spent = {}, 0.0
     order = sorted(reached, key=lambda slug: audit.expected_seconds(reached[slug]))
     order.sort(key=lambda slug: slug not in wanted)
     order.sort(key=lambda slug: not named.search(audit.measured_code(reached[slug])))
+    order.sort(key=lambda slug: slug != mutation.near)
     for slug in order:
         seconds = audit.expected_seconds(reached[slug])
         if not picked or spent + seconds <= budget:
