@@ -12,7 +12,7 @@ from torch import nn
 
 from bnmlp import load_dataset, recalibrate, shape_
 from bnmlp.diagnosis.chain import stretches
-from bnmlp.diagnosis.statistics import compare
+from bnmlp.diagnosis.statistics import compare, findings_of_costs
 from bnmlp.networks.convolutional import ResNet
 from bnmlp.networks.protocol import Stacked
 
@@ -535,3 +535,15 @@ def test_a_real_resnet_whose_weights_are_averaged_is_cured_by_recalibration():
     assert "running-statistics-fail" not in kinds(after)
     gained = after.summary["accuracy_running"] - before.summary["accuracy_running"]
     assert gained > 0.15, (before.summary, after.summary)
+
+
+def test_a_worse_loss_at_the_same_accuracy_is_a_note_that_quotes_the_loss():
+    labels = torch.arange(100) % 10
+    same = dict.fromkeys(("accuracy_batch", "accuracy_running", "accuracy_recalibrated"), 0.91)
+    losses = {"loss_batch": 0.30, "loss_running": 0.36, "loss_recalibrated": 0.30, "sure": 9.0}
+    unknown = {"spread_lost": None, "spread_lost_predicted": None}
+    (found,) = findings_of_costs(same | losses | unknown, labels)
+    assert found.severity == "note" and found.sentence.startswith("The loss is 0.36 with running")
+    fewer = same | {"accuracy_running": 0.70}
+    (found,) = findings_of_costs(fewer | losses | unknown, labels)
+    assert found.severity == "serious" and found.sentence.startswith("Accuracy is 0.7 with running")

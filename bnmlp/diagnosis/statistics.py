@@ -338,18 +338,19 @@ def _cost(summary: Row, y: Any) -> Finding | None:
     if running is not None and running - fresh < WORSE * abs(fresh) and lost < WORSE:
         return None
     broken = running is None or (lost >= WORSE and lost > 0.5 * (after - _chance(y)))
+    confident = running is not None and before is not None and lost < WORSE  # as often right
     evidence = {
         k: v for k, v in summary.items() if k.startswith(("loss", "accuracy")) or k == "sure"
     }
     return Finding(
-        "running-statistics-fail", "broken" if broken else "serious", _cost_words(summary),
+        "running-statistics-fail", "note" if confident else "broken" if broken else "serious",
+        _cost_words(summary, "loss" if confident or before is None else "accuracy"),
         evidence, RECALIBRATE, CHAPTER,
     )  # fmt: skip
 
 
-def _cost_words(summary: Row) -> str:
-    what = "Accuracy" if summary["accuracy_running"] is not None else "The loss"
-    key = "accuracy" if what == "Accuracy" else "loss"
+def _cost_words(summary: Row, key: str) -> str:
+    what = "Accuracy" if key == "accuracy" else "The loss"
     batch, running, fresh = (
         "not finite" if value is None else f"{value:.3g}"
         for value in (summary[f"{key}_{kind}"] for kind in ("batch", "running", "recalibrated"))
