@@ -74,7 +74,7 @@ class Stretch:
         self.obstacle = self.obstacle or obstacle
 
 
-class _Watch(TorchDispatchMode):
+class _Observer:
     """Hands operations to the stretch that is open; none while a norm computes."""
 
     def __init__(self) -> None:
@@ -97,6 +97,10 @@ class _Watch(TorchDispatchMode):
         """After it."""
         self.inside_norm = False
         self.stretches.append(Stretch())
+
+
+class _Watch(_Observer, TorchDispatchMode):
+    """The same as a mode: inherited, since a method written here would import the compiler."""
 
 
 @contextmanager
