@@ -128,7 +128,8 @@ def _at_once(
             write(norm, now)
 
         def after(norm: Norm, *_: Any, seen: Statistics = seen) -> None:
-            write(norm, seen[norm])
+            if norm in reused:
+                write(norm, seen[norm])
 
         with before_calls(norms, before), _hooks(n.register_forward_hook(after) for n in norms):
             call_module(module, given)
@@ -225,10 +226,21 @@ def moments(norm: Norm, x: Tensor, least: int = 2) -> Moments:
     if seen < (2 if instances else least):
         _refuse_one_number(norm)
     wide = x.float() if x.dtype.itemsize < 4 else x
-    if not instances and _are_images(wide):
-        return Moments(seen, *_of_images(wide, axes))
+    if not instances:
+        return Moments(seen, *_mean_and_variance(wide, axes))
     var, mean = map(float64, torch.var_mean(wide, axes, correction=0))
-    return Moments(len(x), mean.mean(0), var.mean(0)) if instances else Moments(seen, mean, var)
+    return Moments(len(x), mean.mean(0), var.mean(0))
+
+
+def _mean_and_variance(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    """Of each channel, by what takes less time than torch.var_mean where there is something."""
+    if x.ndim == 2:
+        mean = x.mean(0)
+        return float64(mean), float64((x - mean).square().mean(0))
+    if _are_images(x):
+        return _of_images(x, axes)
+    var, mean = torch.var_mean(x, axes, correction=0)
+    return float64(mean), float64(var)
 
 
 def _are_images(x: Tensor) -> bool:
@@ -343,6 +355,9 @@ def _renewed(norm: Norm, n: int) -> Moments:
 def _refuse_not_finite(module: nn.Module, statistics: Statistics) -> None:
     if not statistics:
         raise ValueError("recalibration: no norm was called; is there a batch at all?")
+    values = [v.cpu() for found in statistics.values() for v in (found.mean, found.var)]
+    if torch.cat(values).isfinite().all():
+        return
     names = {part: name for name, part in module.named_modules()}
     for norm, found in statistics.items():
         if not (found.mean.isfinite().all() and found.var.isfinite().all()):
