@@ -1,7 +1,7 @@
 """Whether norms, activations and maps follow each other as the theory has it, from one pass."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -122,6 +122,11 @@ def watched(norms: Sequence[nn.Module]) -> Iterator[list[Stretch]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def unwatched(x: Tensor) -> AbstractContextManager[Any]:
+    """Compute with an ordinary tensor, and let no mode see each operation, which takes longer."""
+    return torch._C._DisableTorchDispatch() if type(x) is Tensor else nullcontext()
 
 
 @torch.no_grad()
