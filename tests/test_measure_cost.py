@@ -2,13 +2,18 @@
 
 import gc
 import statistics
+import subprocess
+import sys
 import time
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnmlp import measure
+from bnmlp.diagnosis.recorder import _over_samples
+from bnmlp.diagnosis.weights import euclidean
 
 
 def chain(depth, width):
@@ -73,3 +78,31 @@ def test_the_control_hooks_that_keep_outputs_are_seen():
         part.register_forward_hook(lambda *given: kept.append(given[-1]))
     counting(counts)(model(x), y)
     assert counts[1] >= counts[0] + DEPTH
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 56, 56), (8, 96, 7, 7), (3, 5), (2000, 40), (4, 30011)])
+@pytest.mark.parametrize("autocasting", [False, True])
+def test_sums_and_norms_keep_the_digits_of_float32(shape, autocasting):
+    torch.manual_seed(0)
+    x = 1 + torch.randn(shape)
+    for given in (x, x.transpose(0, 1)):
+        wide = given.double()
+        with torch.autocast("cpu", enabled=autocasting):
+            summed, norm = _over_samples(given), euclidean(given)
+        assert (summed - wide.sum(0)).norm() < 1e-6 * wide.sum(0).norm()
+        assert abs(norm - wide.norm()) < 1e-6 * wide.norm()
+
+
+PROGRAM = """
+import sys, torch, bnmlp
+layers = torch.nn.Linear(5, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+bnmlp.measure(torch.nn.Sequential(*layers), torch.randn(20, 5), torch.randint(3, (20,)))
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_nothing_imports_the_compiler_which_takes_seconds():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -418,6 +418,15 @@ def test_each_fault_of_the_averages_is_found_where_it_is(kind):
     assert kind not in kinds(compare(*norms(), torch.arange(64) % 3)), "the control"
 
 
+def test_the_theory_stops_at_negative_variances_however_far_off_the_means():
+    module, x = norms(running_var=[1.0, -1.0, 1.0], running_mean=[0.0, 5.0, 0.0])
+    found = compare(module, x, torch.arange(64) % 3)
+    assert found.layers[1]["mean_error"] < 0
+    assert found.summary["assumption"] == "running variances of 3 are negative"
+    assert found.layers[0]["log_spread_predicted"] is not None
+    assert found.layers[1]["log_spread_predicted"] is None
+
+
 def test_averages_that_are_not_finite_break_evaluation_and_nothing_else():
     module, x = norms(running_var=[1.0, math.nan, 1.0])
     found = compare(module, x, torch.arange(64) % 3)

@@ -1,7 +1,7 @@
 """Whether norms, activations and maps follow each other as the theory has it, from one pass."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class Stretch:
         self.obstacle = self.obstacle or obstacle
 
 
-class _Watch(TorchDispatchMode):
+class _Observer:
     """Hands operations to the stretch that is open; none while a norm computes."""
 
     def __init__(self) -> None:
@@ -99,6 +99,10 @@ class _Watch(TorchDispatchMode):
         self.stretches.append(Stretch())
 
 
+class _Watch(_Observer, TorchDispatchMode):
+    """The same as a mode: inherited, since a method written here would import the compiler."""
+
+
 @contextmanager
 def watched(norms: Sequence[nn.Module]) -> Iterator[list[Stretch]]:
     """What one pass computes before, between and behind the calls of norms.
@@ -118,6 +122,11 @@ def watched(norms: Sequence[nn.Module]) -> Iterator[list[Stretch]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def unwatched(x: Tensor) -> AbstractContextManager[Any]:
+    """Compute with an ordinary tensor, and let no mode see each operation, which takes longer."""
+    return torch._C._DisableTorchDispatch() if type(x) is Tensor else nullcontext()
 
 
 @torch.no_grad()

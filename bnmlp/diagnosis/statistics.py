@@ -19,7 +19,7 @@ from bnmlp.diagnosis.averages import (
     number,
     prediction,
 )
-from bnmlp.diagnosis.chain import watched
+from bnmlp.diagnosis.chain import unwatched, watched
 from bnmlp.diagnosis.findings import Finding, ordered
 from bnmlp.diagnosis.forms import LossFunction, logits_of, loss_called
 from bnmlp.diagnosis.kept import everything_kept
@@ -158,7 +158,8 @@ def _pass(model: nn.Module, norms: list[Norm], x: Any) -> tuple[Calls, Any]:
     calls: Calls = []
 
     def note(norm: Norm, given: Tensor) -> None:
-        calls.append((norm, moments(norm, given, least=1)))
+        with unwatched(given):
+            calls.append((norm, moments(norm, given, least=1)))
 
     with before_calls(norms, note):
         output = call_module(model, x)
