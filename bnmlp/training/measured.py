@@ -42,8 +42,8 @@ def turning_table(
         at: Numbers of steps to look after.
 
     Returns:
-        Indexed by step, layer and replica: isometry ``gap``; squared norm of the displacement since
-        the start (``moved``) and summed over steps (``path``), and of the symmetric part of
+        A table, its index step, layer and replica. Isometry ``gap``; squared norm of the
+        displacement since the start (``moved``) and summed over steps (``path``), and of the symmetric part of
         displacement or step times the transposed weights (``moved_symmetric``,
         ``path_symmetric``).
     """
