@@ -43,8 +43,8 @@ def turning_table(
 
     Returns:
         A table, its index step, layer and replica. Isometry ``gap``; squared norm of the
-        displacement since the start (``moved``) and summed over steps (``path``), and of the symmetric part of
-        displacement or step times the transposed weights (``moved_symmetric``,
+        displacement since the start (``moved``) and summed over steps (``path``), and of the
+        symmetric part of displacement or step times the transposed weights (``moved_symmetric``,
         ``path_symmetric``).
     """
     chosen = torch.as_tensor(np.asarray(layers) - 2)  # hidden_weight begins with layer 2
