@@ -355,7 +355,7 @@ def _renewed(norm: Norm, n: int) -> Moments:
 def _refuse_not_finite(module: nn.Module, statistics: Statistics) -> None:
     if not statistics:
         raise ValueError("recalibration: no norm was called; is there a batch at all?")
-    values = [v.cpu() for found in statistics.values() for v in (found.mean, found.var)]
+    values = [v.flatten().cpu() for found in statistics.values() for v in (found.mean, found.var)]
     if torch.cat(values).isfinite().all():
         return
     names = {part: name for name, part in module.named_modules()}
