@@ -10,7 +10,7 @@ import pytest
 import bnmlp
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("api.md", "api-theory.md")
+PAGES = ("api.md", "api-measure.md", "api-theory.md")
 LISTED = [
     name if name.startswith("bnmlp.") else f"bnmlp.{name}"
     for page in PAGES
@@ -24,6 +24,7 @@ MODULES = [
 ]
 # What other modules share, and a reader of the package does not call.
 SHARED = {
+    "bnmlp.book.making": {"section"},
     "bnmlp.measurements.curvature": {"flat"},
     "bnmlp.measurements.noise": {"sound_batches", "kept_randomness", "ties_samples"},
     "bnmlp.measurements.rates": {"lengths"},
@@ -33,10 +34,8 @@ SHARED = {
         "call_module",
         "input_of",
         "moments",
-        "moved",
         "recalibrate_module",
         "tracking",
-        "unwrapped",
         "without_compiler",
         "write",
     },  # fmt: skip

@@ -81,3 +81,31 @@ def test_lengths_that_differ_are_refused():
     for arguments in (([], [], []), ([1.0], [], [identity]), ([1.0], [0.0], [])):
         with pytest.raises(ValueError, match="one of each for every layer"):
             evaluation_spread(*arguments)
+
+
+def by_hand(activation, w, p, weight, bias):
+    """Variance and squared offset behind one activation, channel by channel, on a fine grid."""
+    z = torch.arange(-8, 8, 0.01)
+    density = 0.01 * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    xi, share = z[::16], 16 * density[::16]
+    within, between, variance = 0.0, 0.0, 0.0
+    for scale, shift in zip(weight.tolist(), bias.tolist(), strict=True):
+        alone = activation(scale * z + shift)
+        middle = alone @ density
+        variance += (alone - middle).square() @ density
+        for one, part in zip(xi, share, strict=True):
+            seen = activation(scale * (math.sqrt(p) * one + math.sqrt(w) * z) + shift)
+            mean = seen @ density
+            within += part * ((seen - mean).square() @ density)
+            between += part * (mean - middle).square()
+    return within / variance, between / variance
+
+
+@pytest.mark.parametrize("activation", [torch.tanh, F.gelu, F.relu, lambda x: torch.tanh(9 * x)])
+@pytest.mark.parametrize("w", [0.6, 2.5])
+def test_each_channel_counts_with_its_own_scale_and_offset(activation, w):
+    weight, bias = torch.tensor([0.5, 1.0, 1.0, -1.5]), torch.tensor([0.3, 0.0, 0.0, -0.4])
+    found = evaluation_spread([w], [0.2], [activation], [weight], [bias])
+    expected = by_hand(activation, w, 0.2, weight, bias)
+    rtol = 1e-3 if activation is F.relu else 1e-6
+    torch.testing.assert_close(found[-1], torch.stack(expected), rtol=rtol, atol=0)

@@ -43,6 +43,12 @@ SMALL = {  # what to put in place of a program's constants
         "PLACES": {"early": 2}, "AHEAD": 3, "RUNS": 2,
     },
     "orthogonality/make.py": {"DEPTH": 30, "WIDTH": 8, "STEPS": 4, "RECORDED": (2, 4)},
+    "other-tools/make.py": {
+        "TOOLS": ("bnmlp",), "DEPTH": 6, "WIDTH": 10, "BATCH": 20, "STEPS": 1, "BLOCKS": 2,
+    },
+    "patients/make.py": {
+        "SEEDS": 1, "STEPS": {"perceptron": 1, "resnet": 2, "averaged resnet": 2, "transformer": 1},
+    },
     "rank-of-batches/make.py": {"NAMES": ("mnist5k",), "SIZES": (16,), "BATCHES": 2},
     "short-and-noshort/make.py": {
         "SIZES": SimpleNamespace(
@@ -127,6 +133,13 @@ def test_makers_gather_the_folders_of_runs(folder, maker, monkeypatch, tmp_path)
     assert made == {name: stored[name] for name in made}
     rows = pd.read_csv(next((tmp_path / folder).glob("*.csv")), comment="#")
     assert set(rows["name"]) == {"bias-False", "bias-True"}
+
+
+def test_tools_that_are_not_installed_are_named_with_the_remedy(maker, monkeypatch):
+    make = maker("other-tools/make.py")
+    monkeypatch.setattr(make, "TOOLS", ("bnmlp", "no-such-tool"))
+    with pytest.raises(SystemExit, match="not installed: no-such-tool.*pip install no-such-tool"):
+        make.main()
 
 
 def test_resnets_of_56_and_110_layers_train_under_every_schedule(maker):

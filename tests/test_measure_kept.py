@@ -49,7 +49,7 @@ def state_of(model):
         "values": [t.detach().clone() for t in tensors],
         "gradients": [(id(p.grad), None if p.grad is None else p.grad.clone())
                       for p in model.parameters()],
-        "needed": [p.requires_grad for p in model.parameters()],
+        "needed": [t.requires_grad for t in tensors],
         "parameter hooks": [len(p._backward_hooks or ()) for p in model.parameters()],
         "modes": [m.training for m in model.modules()],
         "hooks": hooks,
@@ -181,6 +181,16 @@ def test_training_goes_on_as_if_nothing_had_been_measured():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def test_a_network_of_several_norms_can_be_measured_again_and_trained():
+    parts = [part for _ in range(3) for part in (nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU())]
+    model, x, y = nn.Sequential(*parts), torch.randn(10, 6), torch.randint(3, (10,))
+    for _ in range(2):
+        before = state_of(model)
+        measure(model, x, y)
+        assert_same(before, state_of(model))
+        nn.functional.cross_entropy(model(x), y).backward()
+
+
 def test_it_works_where_gradients_are_off_and_leaves_them_off():
     model = Restless()
     x, y = prepared(model)
@@ -192,6 +202,17 @@ def test_it_works_where_gradients_are_off_and_leaves_them_off():
         batch = x.clone(), y.clone()
         assert str(measure(model, *batch).rate) == str(expected)
         assert torch.is_inference_mode_enabled()
+
+
+def test_gradients_are_recorded_inside_only_where_they_were_outside():
+    model = nn.Linear(2, 2)
+    for outside in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with outside():
+            recording = torch.is_grad_enabled()
+            with everything_kept(model):
+                assert torch.is_grad_enabled() == recording
+                assert not torch.is_inference_mode_enabled()
+            assert torch.is_grad_enabled() == recording
 
 
 def test_what_is_kept_comes_back_after_a_change_of_everything():

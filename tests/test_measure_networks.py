@@ -218,6 +218,12 @@ def test_half_precision_close_to_its_largest_number_is_found():
     report = measure(model, x, y)
     kinds = {f.kind for f in report.findings}
     assert kinds & {"near-overflow", "output-not-finite"}, kinds
+    beyond = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))).half()
+    for layer in beyond[:2]:
+        nn.init.constant_(layer.weight, 100.0)
+    found = measure(beyond, torch.ones(5, 8).half(), y).findings
+    assert "output-not-finite" in {f.kind for f in found}
+    assert not any("inf nats" in f.sentence for f in found), "what is infinite has no headroom"
     healthy = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)).half()
     assert "near-overflow" not in {f.kind for f in measure(healthy, x, y).findings}
 

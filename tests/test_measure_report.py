@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import bnmlp
 from bnmlp import BNMLP, Report, measure
 from bnmlp.cli import app
-from bnmlp.diagnosis.findings import Finding
+from bnmlp.diagnosis.findings import LABELS, Finding
 from bnmlp.diagnosis.table import COLUMNS
 
 HERE = Path(__file__).parents[1]
@@ -48,6 +48,13 @@ def test_the_text_says_what_is_wrong_first_and_then_the_layers(report):
     assert "What helps: Put a skip connection" in str(report)
     assert "(24 of 151; .layers has all)" in str(report)
     assert "nan" not in str(report)
+
+
+def test_every_number_on_statistics_has_words(report):
+    known = {k for k, v in report.statistics.summary.items() if v is not None}
+    assert {"accuracy_running", "spread_lost", "sure"} <= known <= set(LABELS)
+    for key in known:
+        assert f"  {LABELS[key]:41} " in str(report)
 
 
 def test_the_table_has_a_row_for_each_call_and_described_columns(report):

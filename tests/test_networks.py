@@ -1,11 +1,13 @@
 """Every network through everything that takes a network, against naive twins."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bnmlp import BNMLP, evaluate, gradient_norms, recalibrate
 from bnmlp.measurements.evaluation import STATISTICS, averages_without_start
@@ -316,3 +318,25 @@ def test_networks_that_differ_in_shape_are_not_stacked():
         network(torch.randn(3, 5, 3))
     with pytest.raises(ValueError, match="expected samples of 1 axes"):
         network(torch.randn(2, 5, 3, 3))
+
+
+def test_a_checkpoint_that_keeps_averages_in_its_second_pass_moves_them_once():
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 7), nn.BatchNorm1d(7)]
+    plain = nn.Sequential(*layers, nn.Linear(7, 3)).double()
+    twice, once = copy.deepcopy(plain), copy.deepcopy(plain)
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.arange(20) % 3
+    F.cross_entropy(plain(x), y).backward()
+    F.cross_entropy(checkpoint(twice, x, use_reentrant=False), y).backward()
+    output = checkpoint(
+        once,
+        x,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), averages_kept(once)),
+    )
+    F.cross_entropy(output, y).backward()
+    for name, expected in plain.named_buffers():
+        assert torch.equal(once.get_buffer(name), expected), name
+    torch.testing.assert_close(twice[1].running_mean, 1.9 * plain[1].running_mean)
+    for name, expected in plain.named_parameters():
+        assert torch.equal(once.get_parameter(name).grad, expected.grad), name

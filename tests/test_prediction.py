@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnmlp import BNMLP, measure
+from bnmlp import BNMLP, measure, shape_
 from bnmlp.diagnosis.prediction import weights_kind
 from bnmlp.theory import explosion_rate_bounds, gaussian_explosion_rate
 from bnmlp.theory.meanfield import gradient_growth
@@ -89,6 +89,25 @@ def test_a_bnmlp_has_the_prediction_of_its_choices():
     assert gaussian.prediction.low == gaussian_explosion_rate(100, activation="relu")
 
 
+@pytest.mark.parametrize("level", ["modules", "additions"])
+def test_shaped_activations_have_the_prediction_of_their_gains(level):
+    model = chain(activation=nn.Tanh, orthogonal=True, gain=0.9)
+    shape_(model, 0.4)
+    found = measure(model, *batch(), level=level).prediction
+    gains = [0.9 * layer**-0.4 for layer in range(2, 31)]
+    expected = np.mean([gradient_growth("tanh", gain) for gain in gains])
+    assert found.low == pytest.approx(expected)
+    shape_(model, 0.0)
+    assert measure(model, *batch()).prediction.low > 5 * expected, "the control, without gains"
+
+
+def test_a_gain_without_a_norm_before_it_has_no_formula():
+    model = chain(activation=nn.Tanh, norm=None)
+    assert measure(model, *batch()).prediction.applies, "the control"
+    shape_(model, 0.4)
+    assert "gains" in measure(model, *batch()).prediction.failing.found
+
+
 class Functional(nn.Module):
     """Activations that are no modules."""
 
@@ -109,6 +128,8 @@ def test_activations_called_as_functions_are_seen():
     assert found.low == gaussian_explosion_rate(60, activation="relu")
     unseen = measure(Functional(lambda x: x * x.sigmoid().detach()), *batch(60, 40)).prediction
     assert not unseen.applies
+    scaled = measure(Functional(lambda x: torch.tanh(0.3 * x)), *batch(60, 40)).prediction
+    assert "no module acts" in scaled.failing.found
 
 
 def residual():

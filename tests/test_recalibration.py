@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnmlp import BNMLP, evaluate, recalibrate
-from bnmlp.measurements.recalibration import Moments, recalibrate_module
+from bnmlp.measurements.recalibration import Moments, moments, recalibrate_module
 from bnmlp.networks.protocol import stacked
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -190,6 +190,44 @@ def test_moments_pool_like_the_samples_behind_them():
     both = a.pooled(b)
     assert both.count == 40
     torch.testing.assert_close((both.mean, both.var), (x.mean(1), x.var(1, correction=0)))
+
+
+def images(dtype=torch.float32):
+    """Channels whose mean is 0 to 1000 of their deviations, and one that is constant."""
+    torch.manual_seed(0)
+    means = torch.tensor([0, 0.1, 1, 3, 10, 100, 1000, 5])
+    deviations = torch.tensor([1, 1e-3, 1e3, 1, 1, 1, 1, 0])
+    x = (torch.randn(6, 8, 9, 11) + means[:, None, None]) * deviations[:, None, None]
+    x[:, 7] = 5
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments_of_images_are_those_of_all_numbers_of_a_channel(dtype):
+    x, norm = images(dtype), nn.BatchNorm2d(8)
+    rows = x.double().transpose(0, 1).reshape(8, -1).numpy()
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        found = moments(norm, given)
+        assert found.count == rows.shape[1]
+        off = np.abs(found.mean.numpy() - rows.mean(1))
+        assert (off <= 1e-6 * (np.abs(rows.mean(1)) + rows.std(1))).all()
+        np.testing.assert_allclose(found.var, rows.var(1), rtol=3e-6)
+
+
+def test_moments_of_images_say_what_is_not_finite():
+    x = images()
+    x[2, 1, 3, 4], x[0, 3, 0, 0] = torch.inf, torch.nan
+    found = moments(nn.BatchNorm2d(8), x)
+    expected = [i not in (1, 3) for i in range(8)]
+    assert found.var.isfinite().tolist() == expected
+    assert found.mean.isfinite().tolist() == expected
+
+
+def test_moments_of_images_of_networks_side_by_side():
+    x, norm = torch.stack([images(), 2 * images()]), nn.BatchNorm2d(8)
+    found = torch.vmap(lambda one: moments(norm, one).var)(x)
+    expected = torch.stack([moments(norm, one).var for one in x])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 def everything(module):

@@ -12,7 +12,7 @@ from torch import nn
 
 from bnmlp import load_dataset, recalibrate, shape_
 from bnmlp.diagnosis.chain import stretches
-from bnmlp.diagnosis.statistics import compare
+from bnmlp.diagnosis.statistics import compare, findings_of_costs
 from bnmlp.networks.convolutional import ResNet
 from bnmlp.networks.protocol import Stacked
 
@@ -87,6 +87,20 @@ def test_the_theory_predicts_the_lost_spread_from_the_averages(failing):
     ratios = [math.log(row["variance_ratio_mean"]) / 2 for row in found.layers]
     linear = sum(ratios) + found.summary["spread_lost"]
     assert abs(linear) > 10, "the control: the sum of the layers' errors, without the activation"
+
+
+def test_weights_that_have_learnt_without_averages_are_no_new_network(healthy):
+    model = copy.deepcopy(healthy)  # as an average of parameters alone is
+    for norm in model[1::3]:
+        norm.reset_running_stats()
+    found = compare(model, *TEST)
+    severities = {f.kind: f.severity for f in found.findings}
+    assert severities["running-statistics-fail"] in ("serious", "broken")
+    assert severities["statistics-never-updated"] == "serious"
+    for seed in range(5):
+        torch.manual_seed(seed)
+        fresh = compare(deep(5, nn.ReLU), *TEST)
+        assert {f.severity for f in fresh.findings} <= {"note"}, "the control: just made"
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
@@ -213,15 +227,65 @@ def test_nothing_is_left_behind_also_after_an_error(inplace):
     assert everything(module) == before
 
     def failing_loss(output, y):
+        torch.manual_seed(7)
+        module.eval()(x).sum().backward()
         raise RuntimeError("stop")
 
-    with pytest.raises(RuntimeError, match="stop"):
-        compare(module, x, y, failing_loss)
-    handle = module.second.register_forward_hook(failing_loss_after(2))
-    with pytest.raises(RuntimeError, match="third"):
+    found = compare(module, x, y, failing_loss).summary
+    assert found["unscored"] == "loss_fn raised RuntimeError: stop" and found["loss_batch"] is None
+    assert everything(module) == before
+    handle = module.second.register_forward_hook(failing_loss_after(1))
+    with pytest.raises(RuntimeError, match="second"):
         compare(module, x, y)
     handle.remove()
     assert everything(module) == before
+
+
+def contrastive(output, y):
+    """A loss with the size of its batch built in, which tells how far apart samples are."""
+    return torch.linalg.matrix_norm(output @ output.mT - 9 * torch.eye(20, dtype=output.dtype))
+
+
+def test_a_loss_that_takes_no_parts_is_given_all_samples():
+    module, x, y = small()
+    found = compare(module, x, y, contrastive).summary
+    assert found["unscored"] is None
+    model, logits = copy.deepcopy(module).eval(), torch.empty(20, 4, dtype=torch.float64)
+    assert found["loss_running"] == pytest.approx(contrastive(model(x), y).item())
+    for half in (0, 1):
+        recalibrate(model, x[1 - half :: 2])
+        logits[half::2] = model(x[half::2]).detach()
+    assert found["loss_recalibrated"] == pytest.approx(contrastive(logits, y).item())
+    plain = compare(module, x, y).summary
+    assert found["accuracy_recalibrated"] == plain["accuracy_recalibrated"]
+
+
+def test_such_a_loss_still_tells_a_network_that_evaluation_takes_to_chance(failing):
+    def whole(output, y):
+        return F.cross_entropy(output, y) if len(output) == 400 else output[400]
+
+    found = compare(failing, *TEST, whole)
+    assert found.findings[0].kind == "running-statistics-fail"
+    assert found.summary["sure"] > 4
+
+
+def test_a_loss_may_differentiate_draw_and_overwrite():
+    module, x, y = small()
+
+    def penalised(output, y):
+        loss = F.cross_entropy(output, y)
+        (gradient,) = torch.autograd.grad(loss, output, create_graph=True)
+        output.data.mul_(0)
+        return loss + gradient.square().sum() + 0.1 * torch.rand(())
+
+    first, second = (compare(module, x, y, penalised).summary for _ in range(2))
+    assert first["unscored"] is None and first == second
+    logits = copy.deepcopy(module).eval()(x)
+    gradient = (logits.softmax(1) - F.one_hot(y, 4)) / 2  # of the mean over two samples
+    with torch.random.fork_rng():
+        drawn = torch.stack([torch.rand(()) for _ in range(10)]).mean()
+    expected = F.cross_entropy(logits, y) + gradient.square().sum() / 10 + 0.1 * drawn
+    assert first["loss_running"] == pytest.approx(expected.item())
 
 
 def failing_loss_after(times):
@@ -229,7 +293,7 @@ def failing_loss_after(times):
 
     def hook(*_):
         if next(count, None) is None:
-            raise RuntimeError("the third pass")
+            raise RuntimeError("the second pass")
 
     return hook
 
@@ -283,7 +347,7 @@ def test_what_has_no_loss_is_compared_without_and_says_why():
                     lambda out, y: F.cross_entropy(out.logits, y))  # fmt: skip
     assert named.summary["loss_recalibrated"] == expected["loss_recalibrated"]
     for targets, words in (
-        (torch.zeros(20, 3, dtype=torch.int64), r"output of shape \(2, 4\) and targets of shape"),
+        (torch.zeros(20, 3, dtype=torch.int64), r"output of shape \(20, 4\) and targets of shape"),
         (torch.zeros(10, dtype=torch.int64), "targets of shape"),
         (torch.zeros(20, 3), "targets of shape"),
         ({"label": y}, "targets of type dict"),
@@ -352,6 +416,15 @@ def test_each_fault_of_the_averages_is_found_where_it_is(kind):
     assert value == (pytest.approx(evidence) if isinstance(evidence, dict) else evidence)
     assert "3" in finding.sentence
     assert kind not in kinds(compare(*norms(), torch.arange(64) % 3)), "the control"
+
+
+def test_the_theory_stops_at_negative_variances_however_far_off_the_means():
+    module, x = norms(running_var=[1.0, -1.0, 1.0], running_mean=[0.0, 5.0, 0.0])
+    found = compare(module, x, torch.arange(64) % 3)
+    assert found.layers[1]["mean_error"] < 0
+    assert found.summary["assumption"] == "running variances of 3 are negative"
+    assert found.layers[0]["log_spread_predicted"] is not None
+    assert found.layers[1]["log_spread_predicted"] is None
 
 
 def test_averages_that_are_not_finite_break_evaluation_and_nothing_else():
@@ -471,3 +544,15 @@ def test_a_real_resnet_whose_weights_are_averaged_is_cured_by_recalibration():
     assert "running-statistics-fail" not in kinds(after)
     gained = after.summary["accuracy_running"] - before.summary["accuracy_running"]
     assert gained > 0.15, (before.summary, after.summary)
+
+
+def test_a_worse_loss_at_the_same_accuracy_is_a_note_that_quotes_the_loss():
+    labels = torch.arange(100) % 10
+    same = dict.fromkeys(("accuracy_batch", "accuracy_running", "accuracy_recalibrated"), 0.91)
+    losses = {"loss_batch": 0.30, "loss_running": 0.36, "loss_recalibrated": 0.30, "sure": 9.0}
+    unknown = {"spread_lost": None, "spread_lost_predicted": None}
+    (found,) = findings_of_costs(same | losses | unknown, labels)
+    assert found.severity == "note" and found.sentence.startswith("The loss is 0.36 with running")
+    fewer = same | {"accuracy_running": 0.70}
+    (found,) = findings_of_costs(fewer | losses | unknown, labels)
+    assert found.severity == "serious" and found.sentence.startswith("Accuracy is 0.7 with running")

@@ -32,7 +32,7 @@ class Maker:
 
     The second paragraph of its docstring holds the commands. What tables tell about themselves is
     the section of their folder in the README of all stored results, a comment line for each
-    paragraph; one that begins with names of tables, as ```runs.csv`: ``, is for these only,
+    paragraph; one that begins with names of tables in backquotes and a colon is for these only,
     whatever number is at their end. Sizes come from the constants of the program, but for lists,
     which name columns.
 

@@ -141,6 +141,8 @@ def _reach(norms: Sequence[Norm], rows: list[Row], path: list[Stretch]) -> tuple
             return i, f"{row['name']} is no batch norm of PyTorch but {row['kind']}"
         if row["variance_ratio_mean"] is None or row["mean_error"] is None:
             return i, f"the statistics of {row['name']} are not finite"
+        if row["negative"]:
+            return i, f"running variances of {row['name']} are negative"
     last = path[len(rows)].obstacle
     return len(rows), f"behind {rows[-1]['name']} {last}" if last else None
 
@@ -228,8 +230,10 @@ def _mixed_modes(rows: list[Row]) -> Finding | None:
 def _reused(rows: list[Row], norms: Sequence[Norm]) -> list[Finding]:
     """Norms whose calls normalise different things with one pair of averages."""
     found = []
-    for norm in dict.fromkeys(norms):
-        calls = [row for row, of in zip(rows, norms, strict=True) if of is norm]
+    of_norm: dict[Norm, list[Row]] = {}
+    for norm, row in zip(norms, rows, strict=True):
+        of_norm.setdefault(norm, []).append(row)
+    for calls in of_norm.values():
         errors = [row["mean_error"] for row in calls if row["mean_error"] is not None]
         if len(calls) > 1 and errors and max(errors) > APART:
             words = (

@@ -1,6 +1,7 @@
 """Whether norms, activations and maps follow each other as the theory has it, from one pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Stretch:
         self.obstacle = self.obstacle or obstacle
 
 
-class _Watch(TorchDispatchMode):
+class _Observer:
     """Hands operations to the stretch that is open; none while a norm computes."""
 
     def __init__(self) -> None:
@@ -98,6 +99,36 @@ class _Watch(TorchDispatchMode):
         self.stretches.append(Stretch())
 
 
+class _Watch(_Observer, TorchDispatchMode):
+    """The same as a mode: inherited, since a method written here would import the compiler."""
+
+
+@contextmanager
+def watched(norms: Sequence[nn.Module]) -> Iterator[list[Stretch]]:
+    """What one pass computes before, between and behind the calls of norms.
+
+    Args:
+        norms: Parts of the module that is called inside the ``with`` statement.
+
+    Yields:
+        Stretches, one more than there are calls once the pass is over.
+    """
+    watch = _Watch()
+    handles = [norm.register_forward_pre_hook(watch.enter) for norm in norms]
+    handles += [norm.register_forward_hook(watch.leave) for norm in norms]
+    try:
+        with watch:
+            yield watch.stretches
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def unwatched(x: Tensor) -> AbstractContextManager[Any]:
+    """Compute with an ordinary tensor, and let no mode see each operation, which takes longer."""
+    return torch._C._DisableTorchDispatch() if type(x) is Tensor else nullcontext()
+
+
 @torch.no_grad()
 def stretches(module: nn.Module, norms: Sequence[nn.Module], x: Any) -> list[Stretch]:
     """What a pass computes before, between and behind the calls of norms.
@@ -110,16 +141,9 @@ def stretches(module: nn.Module, norms: Sequence[nn.Module], x: Any) -> list[Str
     Returns:
         One more stretch than there are calls.
     """
-    watch = _Watch()
-    handles = [norm.register_forward_pre_hook(watch.enter) for norm in norms]
-    handles += [norm.register_forward_hook(watch.leave) for norm in norms]
-    try:
-        with watch:
-            call_module(module, x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return watch.stretches
+    with watched(norms) as found:
+        call_module(module, x)
+    return found
 
 
 def obstacle_between(stretch: Stretch) -> str | None:

@@ -185,6 +185,9 @@ class Shaped(nn.Module):
         gain: Factor on its input, no parameter: the state of the network stays what it was.
     """
 
+    activation: nn.Module
+    gain: float
+
     def __init__(self, activation: nn.Module, gain: float = 1.0) -> None:
         super().__init__()
         self.activation, self.gain = activation, gain

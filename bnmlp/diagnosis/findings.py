@@ -50,7 +50,27 @@ def ordered(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda found: SEVERITIES.index(found.severity))
 
 
+KINDS = ("batch", "running", "recalibrated")
+LABELS = {
+    **{f"loss_{kind}": f"loss, {kind} statistics" for kind in KINDS},
+    **{f"accuracy_{kind}": f"accuracy, {kind} statistics" for kind in KINDS},
+    **{f"log_spread_{kind}": f"log spread of logits, {kind}" for kind in KINDS},
+    "spread_lost": "spread of logits lost in evaluation, nats",
+    "spread_lost_predicted": "the same, predicted from the averages",
+    "assumption": "why it is not predicted",
+    "sure": "recalibration gains in loss, std errors",
+    "unscored": "why there is no loss",
+}
+
+
 def summary_of(statistics: Any) -> dict[str, object]:
-    """What is known of running and batch statistics, in words and numbers."""
+    """What is known of running and batch statistics, in words and numbers.
+
+    Args:
+        statistics: A :class:`bnmlp.diagnosis.statistics.Statistics`, or None.
+
+    Returns:
+        Values by labels, without those that are None.
+    """
     summary = getattr(statistics, "summary", None) or {}
-    return {str(k).replace("_", " "): v for k, v in summary.items() if v is not None}
+    return {LABELS.get(k, str(k)): v for k, v in summary.items() if v is not None}

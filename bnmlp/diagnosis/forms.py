@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnmlp.diagnosis.kept import first_tensor
 from bnmlp.layers.seeds import random_source
 from bnmlp.machine.modes import ordinary
+from bnmlp.machine.structures import applied, first_tensor, mapped
+from bnmlp.networks.losses import default_loss, right_labels
 
 LossFunction = Callable[[Any, Any], Tensor]
 LOGITS = ("logits", "out", "prediction", "predictions")  # names that outputs of models use
@@ -63,11 +63,7 @@ def batches_of(x: Any, y: Any, most: int) -> Iterator[tuple[Any, Any]]:
 
 def output_of(model: nn.Module, x: Any) -> Any:
     """What the model returns for a tensor, a tuple or list of arguments, or a dict of them."""
-    if isinstance(x, Mapping):
-        return model(**{name: _usable(value) for name, value in x.items()})
-    if type(x) in (tuple, list):  # not tuples with names, as packed sequences
-        return model(*map(_usable, x))
-    return model(_usable(x))
+    return applied(model, mapped(x, ordinary))
 
 
 def score_of(output: Any, y: Any, loss_fn: LossFunction | None) -> Score:
@@ -86,25 +82,27 @@ def score_of(output: Any, y: Any, loss_fn: LossFunction | None) -> Score:
     Raises:
         ValueError: If no loss of one number comes out, with the remedy.
     """
-    y = _usable(y)
+    y = mapped(y, ordinary)
     logits = logits_of(output)
     if loss_fn is not None:
-        loss = loss_fn(output, y) if y is not None else _alone(loss_fn, output)
+        loss = loss_called(loss_fn, output, y)
         return Score(_number(loss), _name(loss_fn), logits, _accuracy(logits, y))
     if y is None:
         return _own_loss(output, logits)
-    if not isinstance(y, Tensor) or logits is None:
-        raise ValueError(
-            f"measure: no loss is known for targets of type {type(y).__name__} and an output of "
-            f"type {type(output).__name__}; pass loss_fn=, which is called with both"
-        )
-    if y.dtype == torch.bool or y.is_complex():
-        raise ValueError(f"measure: no loss is known for targets of {y.dtype}; pass loss_fn=")
-    if y.is_floating_point():
-        return _squared_error(logits, y)
-    flat, labels = _classes(logits, y)
-    loss = F.cross_entropy(flat.float() if flat.dtype.itemsize < 4 else flat, labels)
-    return Score(loss, "mean cross entropy", logits, _accuracy(logits, y))
+    if logits is None:
+        _refuse_output(output)
+    loss, words = default_loss(logits, y)
+    return Score(loss, words, logits, _accuracy(logits, y))
+
+
+def loss_called(loss_fn: LossFunction, output: Any, y: Any) -> Any:
+    """What a loss says of output and targets; of the output alone where there are no targets."""
+    if y is not None:
+        return loss_fn(output, y)
+    try:
+        return loss_fn(output, None)
+    except TypeError:
+        return cast(Callable[[Any], Any], loss_fn)(output)
 
 
 def logits_of(output: Any) -> Tensor | None:
@@ -117,34 +115,9 @@ def logits_of(output: Any) -> Tensor | None:
     return first_tensor(output)
 
 
-def samples_of(x: Any) -> int | None:
-    """How many samples are in a batch: the length of its first tensor."""
-    parts = list(x.values()) if isinstance(x, Mapping) else x
-    parts = parts if isinstance(parts, (tuple, list)) else [parts]
-    found = [part for part in parts if isinstance(part, Tensor) and part.ndim]
-    return len(found[0]) if found else None
-
-
 def detached(x: Any) -> Any:
     """An input whose tensors' ``.grad`` and history no backward pass reaches."""
-    if isinstance(x, Mapping):
-        return {name: detached(value) for name, value in x.items()}
-    if type(x) in (tuple, list):
-        return [detached(value) for value in x]
-    if isinstance(x, Tensor) and x.requires_grad:
-        return x.detach().requires_grad_()
-    return x
-
-
-def _usable(value: Any) -> Any:
-    return ordinary(value) if isinstance(value, Tensor) else value
-
-
-def _alone(loss_fn: Callable[..., Tensor], output: Any) -> Tensor:
-    try:
-        return loss_fn(output, None)
-    except TypeError:
-        return loss_fn(output)
+    return mapped(x, lambda t: t.detach().requires_grad_() if t.requires_grad else t)
 
 
 def _number(loss: Any) -> Tensor:
@@ -168,49 +141,22 @@ def _own_loss(output: Any, logits: Tensor | None) -> Score:
     if isinstance(own, Tensor):
         return Score(_number(own), "the model's own loss", logits if logits is not own else None)
     if logits is None:
-        raise ValueError(
-            f"measure: found no floating-point tensor in an output of type "
-            f"{type(output).__name__}; pass loss_fn="
-        )
+        _refuse_output(output)
     direction = torch.randn(logits.shape, generator=random_source(0), device="cpu").to(logits)
     loss = (logits * direction).mean()
     return Score(_number(loss), "product of the output with a random direction", logits)
 
 
-def _squared_error(logits: Tensor, y: Tensor) -> Score:
-    if logits.numel() != y.numel() or len(logits) != len(y):
-        raise ValueError(
-            f"measure: output of shape {tuple(logits.shape)} and targets of shape "
-            f"{tuple(y.shape)}; pass loss_fn=, or integer labels for cross entropy"
-        )
-    return Score(
-        F.mse_loss(logits, y.reshape(logits.shape).to(logits)), "mean squared error", logits
-    )
-
-
-def _classes(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits ``(N, classes)`` and labels ``(N,)``; classes last as in language, or second."""
-    if logits.shape[:-1] == y.shape:
-        return logits.flatten(0, -2) if logits.ndim > 1 else logits[None], y.long().reshape(-1)
-    if logits.ndim > 1 and (logits.shape[0], *logits.shape[2:]) == tuple(y.shape):
-        return logits.movedim(1, -1).flatten(0, -2), y.long().reshape(-1)
-    if logits.ndim == y.ndim + 2 and len(logits) == 1 and logits.shape[1:-1] == y.shape:
-        return logits[0].flatten(0, -2), y.long().reshape(-1)  # one replica
+def _refuse_output(output: Any) -> NoReturn:
     raise ValueError(
-        f"measure: output of shape {tuple(logits.shape)} and labels of shape {tuple(y.shape)} do "
-        "not fit; classes are the last or the second axis. Pass loss_fn= for another loss"
+        f"measure: found no floating-point tensor in an output of type {type(output).__name__}; "
+        "pass loss_fn="
     )
 
 
 def _accuracy(logits: Tensor | None, y: Any) -> Tensor | None:
-    if logits is None or not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
-        return None
-    try:
-        flat, labels = _classes(logits.detach(), y)
-    except ValueError:
-        return None
-    known = labels >= 0  # -100 marks what a loss leaves out
-    return (flat.argmax(-1) == labels)[known].double().mean()
+    right = None if logits is None else right_labels(logits, y)
+    return None if right is None else right.double().mean()
 
 
 def _name(loss_fn: object) -> str:

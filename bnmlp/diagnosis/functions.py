@@ -60,10 +60,11 @@ class Functions(TorchFunctionMode):
         """Call the function, with a row for it where one is wanted."""
         if func in SUMS and _is_sum(args):
             return self._sum(func, args, kwargs or {})
-        result = func(*args, **(kwargs or {}))
         wanted = self.all or func in ACTIVATING
+        direct = wanted and self.recorder.follows(args)
+        result = func(*args, **(kwargs or {}))
         if wanted and isinstance(result, Tensor) and result.is_floating_point():
-            self._function(func, result)
+            self._function(func, result, direct)
         return result
 
     def _sum(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -77,11 +78,12 @@ class Functions(TorchFunctionMode):
             recorder.note(row, result)
         return result
 
-    def _function(self, func: Callable[..., Any], result: Tensor) -> None:
+    def _function(self, func: Callable[..., Any], result: Tensor, direct: bool) -> None:
         name = str(getattr(func, "__name__", "") or resolve_name(func) or "function")
         if name in SILENT or name == "__get__" or not result.numel():
             return
         row = self.recorder.function_row(name.strip("_"))
+        row.direct = direct
         self.recorder.note(row, result, rectifier=func in RECTIFYING)
 
 

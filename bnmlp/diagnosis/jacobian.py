@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from bnmlp.diagnosis.forms import logits_of, output_of
-from bnmlp.diagnosis.kept import everything_kept, first_tensor
+from bnmlp.diagnosis.kept import everything_kept
 from bnmlp.layers.seeds import random_source
 from bnmlp.machine.precision import float64
+from bnmlp.machine.structures import first_tensor, mapped
 
 EXACT = 512  # rows or columns up to which all of them are computed
 STEPS = 40  # of the bidiagonalisation
@@ -145,11 +146,7 @@ def _inputs(
 
 def _copied(value: Any) -> Any:
     """Copies of tensors, which a module may overwrite."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(part) for key, part in value.items()}
-    return type(value)(map(_copied, value)) if type(value) in (tuple, list) else value
+    return mapped(value, lambda t: t.detach().clone())
 
 
 def _linear(
@@ -162,7 +159,7 @@ def _linear(
         if h is None:
             return None
         h.requires_grad_()
-        out = function(_through(given, h))
+        out = function(mapped(given, lambda t: t * 1 if t is h else t))  # may be overwritten
         if out is None or not out.requires_grad:
             return None
         (probe,) = torch.autograd.grad(out.sum(), h, retain_graph=True, allow_unused=True)
@@ -179,23 +176,6 @@ def _linear(
         return found.detach()
 
     return forward, transposed, out.detach(), h.detach()
-
-
-def _through(given: Any, h: Tensor) -> Any:
-    """The input with its first tensor replaced by a copy of itself that may be overwritten."""
-    if isinstance(given, Tensor):
-        return h * 1
-    if isinstance(given, dict):
-        done = False
-        new = {}
-        for key, value in given.items():
-            new[key] = value if done or first_tensor(value) is None else _through(value, h)
-            done = done or first_tensor(value) is not None
-        return new
-    items = list(given)
-    place = next(i for i, value in enumerate(items) if first_tensor(value) is not None)
-    items[place] = _through(items[place], h)
-    return tuple(items)
 
 
 def _spectrum(forward: Product, transposed: Product, out: Tensor, h: Tensor) -> Spectrum:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnmlp.machine.randomness import random_state_kept
 from bnmlp.networks.protocol import averages_kept
@@ -39,7 +39,9 @@ def everything_kept(
     parts = list(module.modules()) if parts is None else parts
     with contextlib.ExitStack() as stack:
         stack.callback(_measuring.reset, _measuring.set(True))
+        recording = torch.is_grad_enabled()  # which leaving inference mode would turn on
         stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(recording))
         stack.enter_context(random_state_kept())
         stack.enter_context(averages_kept(module))
         for keep in (_gradients, _compiled):
@@ -92,16 +94,3 @@ def _compiled(parts: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for part, call in calls:
             part._compiled_call_impl = call
-
-
-def first_tensor(value: object) -> Tensor | None:
-    """The first floating-point tensor in what a module takes or returns, depth first."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() and value.layout == torch.strided else None
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        for part in value:
-            if (found := first_tensor(part)) is not None:
-                return found
-    return None

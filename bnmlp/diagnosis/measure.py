@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnmlp.checks import check_name, whole_number
 from bnmlp.diagnosis.anatomy import Anatomy
 from bnmlp.diagnosis.findings import ordered
-from bnmlp.diagnosis.forms import LossFunction, batches_of, samples_of
+from bnmlp.diagnosis.forms import LossFunction, batches_of
 from bnmlp.diagnosis.jacobian import Spectrum, jacobian_spectra
 from bnmlp.diagnosis.kept import no_collection
 from bnmlp.diagnosis.prediction import (
@@ -30,7 +30,8 @@ from bnmlp.diagnosis.table import Table, averaged, table_of
 from bnmlp.diagnosis.updates import update_norms
 from bnmlp.diagnosis.verdicts import diagnose, rates_of
 from bnmlp.diagnosis.weights import weights_of
-from bnmlp.diagnosis.wrappers import averaged_over_processes, unwrapped
+from bnmlp.diagnosis.wrappers import averaged_over_processes, dissected
+from bnmlp.machine.structures import samples_of, tensors_of
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import averaging
 
@@ -103,7 +104,7 @@ def _measured(
     scaler: Any,
     batches: int,
 ) -> Report:
-    anatomy, notes, distributed = unwrapped(model)
+    anatomy, notes, distributed = dissected(model)
     model = anatomy.module
     if scaler is not None and scaler.is_enabled():
         setting = replace(setting, factor=float(scaler.get_scale()))
@@ -233,10 +234,7 @@ def _jacobian(
 
 def _faults(x: Any) -> int:
     """Nan and infinite entries of an input."""
-    if isinstance(x, Tensor):
-        return int((~x.isfinite()).sum()) if x.is_floating_point() else 0
-    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, (tuple, list)) else ()
-    return sum(_faults(part) for part in parts)
+    return sum(int((~t.isfinite()).sum()) for t in tensors_of(x) if t.is_floating_point())
 
 
 def _mode(model: nn.Module, training: bool | None) -> str:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from bnmlp.diagnosis.report import Report
 
+GREY = "#767676"  # seen on white pages and on dark ones
+
 
 def figure_of(report: "Report") -> Figure:
     """Gradients, signals and effective rates of all layers.
@@ -43,13 +45,13 @@ def _gradients(ax: "Axes", report: "Report") -> None:
     from_end = np.arange(depth)[::-1]
     rate, prediction = report.rate, report.prediction
     if rate is not None:
-        ax.plot(1 + np.arange(depth), rate.value * from_end, "k-", lw=1, label="rate")
+        ax.plot(1 + np.arange(depth), rate.value * from_end, "-", color=GREY, lw=1, label="rate")
         if np.isfinite(rate.low):
             ends = (1 + np.arange(depth), rate.low * from_end, rate.high * from_end)
-            ax.fill_between(*ends, color="k", alpha=0.12, lw=0)
+            ax.fill_between(*ends, color=GREY, alpha=0.2, lw=0)
     if prediction.low is not None and prediction.high is not None:
         for value in {prediction.low, prediction.high}:
-            ax.plot(1 + np.arange(depth), value * from_end, "k--", lw=1, label="theory")
+            ax.plot(1 + np.arange(depth), value * from_end, "--", color=GREY, lw=1, label="theory")
     ax.set(xlabel="layer", title="log of the relative gradient, nats")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False)

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnmlp.diagnosis.cures import Shaped
 from bnmlp.diagnosis.table import Table
 from bnmlp.layers.activations import ACTIVATIONS
 from bnmlp.measurements.isometry import numerical_rank
@@ -147,8 +148,11 @@ def chain_of(table: Table, x: object) -> Chain:
     if any(roles[:3] != first[:3] for roles in inner):
         chain.trouble = "layers differ in their normalisation or activation"
         return chain
-    chain.norm, chain.before, chain.label, chain.activation = first[0], first[1], first[2], first[3]
-    chain.gains = _gains([roles[4] for roles in inner])
+    chain.norm, chain.before, chain.label, chain.activation = first[:4]
+    if not (first.before and first.norm != "none") and any(roles.gain != 1 for roles in inner):
+        chain.trouble = "activations have gains without a normalisation before them"
+        return chain
+    chain.gains = _gains(inner)
     if any(math.isnan(gain) for gain in chain.gains):
         chain.trouble = "scales of a normalisation differ between features, or shifts are not zero"
         return chain
@@ -368,22 +372,31 @@ def _trouble(table: Table, places: np.ndarray) -> str | None:
         return f"{table.name[other]} is a {table.kind[other]}, not a Linear"
     if not (table["shared"][places] == 1).all():
         return "a weight is used more than once"
-    unseen = [i for i in places[1:] if not table.direct[i]]
-    if unseen:
-        return f"something that is no module acts before {table.name[unseen[0]]}"
+    unseen = next((i for i in range(places[0] + 1, places[-1] + 1) if not table.direct[i]), None)
+    if unseen is not None:
+        return f"something that is no module acts before {table.name[unseen]}"
     return None
 
 
-Roles = tuple[str, bool, str, str | Callable[[Tensor], Tensor], nn.Module | None]
+class Roles(NamedTuple):
+    """What stands between two matrices."""
+
+    norm: str
+    before: bool  # the activation
+    label: str
+    activation: str | Callable[[Tensor], Tensor]
+    normalisation: nn.Module | None
+    gain: float  # of the activation itself
 
 
 def _roles(table: Table, start: int, stop: int) -> Roles | str:
-    """Kind and place of a normalisation, activation, normalisation; or what does not fit."""
-    norm, before, label = "none", True, "identity"
+    """The roles of the calls between two places; or what does not fit."""
+    norm, before, label, gain = "none", True, "identity", 1.0
     normalisation: nn.Module | None = None
     activation: str | Callable[[Tensor], Tensor] = "identity"
     for i in range(start + 1, stop):
-        module, kind = table.modules[i], table.kind[i]
+        module: Any = table.modules[i]
+        kind = table.kind[i]
         if isinstance(module, PASSIVE) or (isinstance(module, nn.Dropout) and module.p == 0):
             continue
         found = next((name for cls, name in NORMS.items() if isinstance(module, cls)), None)
@@ -394,6 +407,9 @@ def _roles(table: Table, start: int, stop: int) -> Roles | str:
             continue
         if label != "identity":
             return f"{table.name[i]} is a second activation"
+        if isinstance(module, Shaped):
+            gain, module = module.gain, module.activation
+            kind = type(module).__name__
         if module is not None and type(module) in MODULES:
             label = activation = MODULES[type(module)]
         elif module is None and kind in FUNCTIONS:
@@ -402,16 +418,17 @@ def _roles(table: Table, start: int, stop: int) -> Roles | str:
             label, activation = kind, module
         else:
             return f"no formula is known with {table.name[i]}, a {kind}"
-    return norm, before, label, activation, normalisation
+    return Roles(norm, before, label, activation, normalisation, gain)
 
 
-def _gains(modules: Sequence[nn.Module | None]) -> list[float]:
-    """Factors of normalisations; nan where features differ or there is a shift."""
+def _gains(layers: Sequence[Roles]) -> list[float]:
+    """Factors on inputs of activations; nan where features differ or there is a shift."""
+    modules = [roles.normalisation for roles in layers]
     weights = [getattr(module, "weight", None) for module in modules]
     shifts = [getattr(module, "bias", None) for module in modules]
     found = _common(weights, 1.0)
-    return [w if b == 0 and w > 0 else math.nan
-            for w, b in zip(found, _common(shifts, 0.0), strict=True)]  # fmt: skip
+    return [roles.gain * w if b == 0 and w > 0 else math.nan
+            for roles, w, b in zip(layers, found, _common(shifts, 0.0), strict=True)]  # fmt: skip
 
 
 def _common(values: Sequence[Tensor | None], otherwise: float) -> list[float]:

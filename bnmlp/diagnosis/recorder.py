@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from bnmlp.diagnosis.anatomy import Anatomy
+from bnmlp.diagnosis.cures import Shaped
 from bnmlp.diagnosis.functions import Functions, undisturbed
-from bnmlp.diagnosis.kept import first_tensor
 from bnmlp.diagnosis.spectra import spectrum
-from bnmlp.diagnosis.weights import euclidean
+from bnmlp.diagnosis.weights import LONG, euclidean
+from bnmlp.machine.structures import first_tensor
 
 LEVELS = ("layers", "modules", "additions", "functions")
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardshrink, nn.Softshrink)
@@ -28,6 +29,7 @@ SECOND_AXIS = (
 )  # fmt: skip
 LAST_AXIS = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+MANY = 1024  # samples; one running sum over more loses digits
 
 
 class Row:
@@ -50,7 +52,7 @@ class Row:
         mean: Euclidean norm of the features' sums over all samples and positions.
         ends: Smallest and largest entry; of layers, functions, and numbers of 16 bits.
         dead: Share of features that are zero for every sample and position; of rectifiers.
-        direct: Whether the input is what the call before put out; of weighted calls.
+        direct: Whether the input is what the call before put out.
         source: Euclidean norm of the input and its number of entries; of weighted calls.
         ratio: Norms of branch and stream; of additions.
         gradient: Euclidean norm of the loss's gradient in the output.
@@ -83,14 +85,15 @@ class Row:
         """Hook on the output: note the gradient's size."""
         recorder = self.recorder
         if recorder.backwards:
-            with undisturbed():
-                self.gradient = recorder.norm_of(gradient)
-                if recorder.careful:
-                    self.faults = (self.faults[0], _faults(gradient))
+            self.gradient = recorder.norm_of(gradient)
+            if recorder.careful:
+                self.faults = (self.faults[0], _faults(gradient))
 
 
 class _Station:
     """What is known of a module before it is called."""
+
+    direct: bool | None = None  # as that of a row, where functions inside may come first
 
     def __init__(self, name: str, module: nn.Module) -> None:
         kind = type(module)
@@ -105,12 +108,14 @@ class _Station:
     def weights(self) -> list[nn.Parameter]:
         """Matrices that a call uses, or else what it scales by."""
         module = self.module
+        if not module._parameters and not module._modules:
+            return []
         own = dict(module.named_parameters()) if module._modules else module._parameters
         present = {name: p for name, p in own.items() if p is not None}
         matrices = [p for p in present.values() if p.ndim > 1]
         return matrices or [p for name, p in present.items() if name == "weight"]
 
-    @property
+    @cached_property
     def weighted(self) -> bool:
         """Whether a call multiplies with a matrix of its own."""
         return not self.lookup and any(p.ndim > 1 for p in self.weights)
@@ -157,12 +162,21 @@ class Recorder:
             self.detach()
 
     def attach(self) -> None:
-        """Put hooks on all parts, those that parametrise weights excepted."""
+        """Put hooks on all parts, but not on what parametrises weights or is shaped."""
+        shaped = {
+            id(inner)
+            for _, part in self.anatomy.parts
+            if isinstance(part, Shaped)
+            for inner in part.activation.modules()
+        }
         for name, part in self.anatomy.parts:
-            if "parametrizations" in name:
+            if "parametrizations" in name or id(part) in shaped:
                 continue
             station = _Station(name or "model", part)
-            if part._modules and any(child != "parametrizations" for child in part._modules):
+            if isinstance(part, Shaped):
+                self._handles.append(part.register_forward_pre_hook(self._arrival(station)))
+                self._handles.append(part.register_forward_hook(self._leaf(station)))
+            elif part._modules and any(child != "parametrizations" for child in part._modules):
                 if self.level != "layers" or station.weighted:
                     enter, leave = self._container(station)
                     self._handles.append(part.register_forward_pre_hook(enter))
@@ -213,6 +227,14 @@ class Recorder:
         finally:
             self.backwards = False
 
+    def _arrival(self, station: _Station) -> Callable[..., None]:
+        def before(module: nn.Module, given: tuple[Any, ...]) -> None:
+            if self.forwards:
+                with undisturbed():
+                    station.direct = self.follows(given)
+
+        return before
+
     def _leaf(self, station: _Station) -> Callable[..., None]:
         def after(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             if self.forwards:
@@ -251,8 +273,7 @@ class Recorder:
                 station.weights,
                 station.weighted,
             )
-            if row.weighted:
-                self._look_at_input(row, given)
+            self._look_at_input(row, given)
             self.note(row, value, rectifier=station.rectifier)
 
     def _adopt(self, station: _Station, value: Tensor) -> bool:
@@ -267,6 +288,7 @@ class Recorder:
             return False
         last.name, last.kind = self._numbered(station.name), station.kind
         last.module, last.weights = station.module, station.weights
+        last.direct = last.direct if station.direct is None else station.direct
         return True
 
     def _axis_of(self, value: Tensor) -> int:
@@ -289,7 +311,7 @@ class Recorder:
         row.shape, row.dtype, axes = value.shape, value.dtype, value.ndim
         x = self.wide(value.detach())
         row.norm = euclidean(x)
-        summed = x.sum(0) if axes > 1 else x
+        summed = _over_samples(x) if axes > 1 else x
         row.total = row.mean = vector_norm(summed)
         if axes > 2:
             row.axis = self._axis_of(value)
@@ -341,19 +363,40 @@ class Recorder:
         times = self._calls[name] = self._calls.get(name, 0) + 1
         return name if times == 1 else f"{name}#{times}"
 
+    def follows(self, given: tuple[Any, ...]) -> bool:
+        """Whether what a call is given is what the call before it put out."""
+        value = _input(given)
+        return value is not None and self._last is not None and _same(self._last[0], value)
+
     def _look_at_input(self, row: Row, given: tuple[Any, ...]) -> None:
-        value = given[0] if given and type(given[0]) is Tensor else first_tensor(given)
+        row.direct = self.follows(given)
+        value = _input(given) if row.weighted else None
         if value is None or not value.is_floating_point() or value.numel() == 0:
             return
-        if self._last is not None and _same(self._last[0], value):
-            row.direct, row.source = True, (self._last[1].norm, value.numel())
-        else:
-            row.source = self.norm_of(value), value.numel()
+        known = self._last[1].norm if row.direct and self._last is not None else None
+        row.source = self.norm_of(value) if known is None else known, value.numel()
+
+
+def _input(given: tuple[Any, ...]) -> Tensor | None:
+    return given[0] if given and type(given[0]) is Tensor else first_tensor(given)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same numbers, perhaps in another shape."""
     return a is b or (a.data_ptr() == b.data_ptr() and a.numel() == b.numel())
+
+
+def _over_samples(x: Tensor) -> Tensor:
+    """Sums over the first axis; of many numbers as a product with ones, in a third of the time."""
+    n = len(x)
+    if x.numel() <= LONG or n > MANY or not x.is_contiguous() or not _is_plain(x.device):
+        return x.sum(0)
+    return torch.mv(x.view(n, -1).T, x.new_ones(n)).view(x.shape[1:])
+
+
+def _is_plain(device: torch.device) -> bool:
+    """Whether products there keep all digits."""
+    return device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def _over_positions(summed: Tensor, axis: int) -> Tensor:

@@ -1,12 +1,11 @@
 """Batch norm in training and in evaluation: what is wrong with running averages, and its price."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnmlp.diagnosis.averages import (
@@ -20,30 +19,32 @@ from bnmlp.diagnosis.averages import (
     number,
     prediction,
 )
-from bnmlp.diagnosis.chain import stretches
+from bnmlp.diagnosis.chain import unwatched, watched
 from bnmlp.diagnosis.findings import Finding, ordered
+from bnmlp.diagnosis.forms import LossFunction, logits_of, loss_called
 from bnmlp.diagnosis.kept import everything_kept
 from bnmlp.diagnosis.stacks import is_stack
 from bnmlp.machine.modes import outside_modes
+from bnmlp.machine.precision import float64
 from bnmlp.machine.randomness import random_state_kept
+from bnmlp.machine.structures import joined, mapped, moved, samples_of, sliced
 from bnmlp.measurements.recalibration import (
     INSTANCE_NORMS,
     Norm,
     before_calls,
     call_module,
     moments,
-    moved,
     recalibrate_module,
     tracking,
-    unwrapped,
     without_compiler,
 )
+from bnmlp.networks.losses import default_loss, right_labels
 from bnmlp.networks.protocol import averages_kept
+from bnmlp.networks.wrappers import unwrapped
 
 PARTS = 16  # of the samples, whose losses tell how sure a difference is
 SURE = 4.0  # standard errors
 WORSE = 0.1  # share by which a loss or an accuracy has to change to be worth a word
-LossFunction = Callable[[Any, Any], Any]
 
 
 @dataclass
@@ -76,12 +77,9 @@ class Statistics:
     findings: list[Finding]
 
 
-Outputs = list[tuple[Tensor, Any]]  # which samples, and what the module says of them
-
-
 class _Score(NamedTuple):
     losses: Tensor | None = None  # of each part of the samples
-    accuracy: float | None = None
+    right: Tensor | None = None  # one or zero for each label
     log_spread: float | None = None
 
 
@@ -110,9 +108,10 @@ def compare(
     Args:
         model: Any module.
         x: Samples, a tuple of arguments or a dict of named ones; their first axis counts samples.
-        y: Labels or targets; without them only statistics and spreads are compared.
-        loss_fn: Called with output and targets; if omitted cross entropy for integer targets, mean
-            squared error for others.
+        y: Labels or targets; without them and a loss only statistics and spreads are compared.
+        loss_fn: Called with output and targets of some of the samples, and of all where it takes no
+            others; outputs are leaves for autograd. If omitted cross entropy for integer targets,
+            mean squared error for others.
         calibration: Samples, or batches of them, for the recalibrated statistics.
 
     Returns:
@@ -121,7 +120,7 @@ def compare(
     Raises:
         ValueError: If a norm is lazy, or the module holds several networks in one.
     """
-    model = unwrapped(model)
+    model, _ = unwrapped(model)
     norms = tracking(model)
     if not norms:
         return None
@@ -133,25 +132,20 @@ def compare(
     place = norms[0].running_mean.device
     x, y = moved(x, place), moved(y, place)
     with everything_kept(model, training=False), without_compiler():
-        path = stretches(model, norms, x)
-        evaluated, running = _pass(model, norms, x)
+        with watched(norms) as path:  # first, so that what moments compute counts as the norm's
+            evaluated, running = _pass(model, norms, x)
         trained, batch = _pass_in_training(model, norms, x, evaluated)
         fresh = _recalibrated(model, x, calibration)
+        outputs = {"batch": batch, "running": running, "recalibrated": fresh}
+        scores, unscored = _scores(outputs, y, samples_of(x) or 0, loss_fn)
     called = [norm for norm, _ in evaluated]
     rows = averages_table(model, evaluated, trained)
     told = prediction(called, rows, path)
     _add_predictions(rows, told)
-    whole = torch.arange(samples_of(x))
-    outputs = {
-        "batch": [(whole, batch)] if trained else [],
-        "running": [(whole, running)],
-        "recalibrated": fresh,
-    }
-    with random_state_kept():  # of losses that draw
-        scores, unscored = _scores(outputs, y, loss_fn)
     summary = _summary(scores, told) | {"unscored": unscored}
     findings = findings_of_averages(rows, called)
-    if all(row["never_updated"] for row in rows):  # a network that was just made: nothing is lost
+    made = all(row["never_updated"] for row in rows)
+    if made and not _has_learnt(summary, y):  # a network that was just made: nothing is lost
         kind = "statistics-never-updated"
         findings = [replace(f, severity="note") if f.kind == kind else f for f in findings]
     else:
@@ -164,7 +158,8 @@ def _pass(model: nn.Module, norms: list[Norm], x: Any) -> tuple[Calls, Any]:
     calls: Calls = []
 
     def note(norm: Norm, given: Tensor) -> None:
-        calls.append((norm, moments(norm, given, least=1)))
+        with unwatched(given):
+            calls.append((norm, moments(norm, given, least=1)))
 
     with before_calls(norms, note):
         output = call_module(model, x)
@@ -183,20 +178,21 @@ def _pass_in_training(
         return _pass(model, norms, x)
 
 
-def _recalibrated(model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] | None) -> Outputs:
-    """Outputs with statistics of other samples; none where there are too few."""
-    n = samples_of(x)
+def _recalibrated(model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] | None) -> Any:
+    """The output with statistics of other samples; None where there are too few."""
+    n = samples_of(x) or 0
     if calibration is not None:
         batches = [calibration] if isinstance(calibration, Tensor) else calibration
-        return [(torch.arange(n), _output_behind(model, batches, x))]
+        return _output_behind(model, batches, x)
     halves = torch.arange(0, n, 2), torch.arange(1, n, 2)
     try:
-        return [
+        parts = [
             (judged, _output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
             for judged, others in (halves, halves[::-1])
         ]
     except (ValueError, RuntimeError):  # too few samples, or a size of batch that is built in
-        return []
+        return None
+    return joined(parts, n)
 
 
 def _output_behind(model: nn.Module, batches: Iterable[Any], x: Any) -> Any:
@@ -205,40 +201,10 @@ def _output_behind(model: nn.Module, batches: Iterable[Any], x: Any) -> Any:
         return call_module(model, x)
 
 
-def samples_of(x: Any) -> int:
-    """How many samples there are: the length of the first tensor."""
-    found = first_tensor(x)
-    return 0 if found is None else len(found)
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor with an axis in a structure of mappings and sequences."""
-    if isinstance(value, Tensor):
-        return value if value.ndim else None
-    parts = value.values() if isinstance(value, Mapping) else value
-    for part in parts if isinstance(value, Mapping | tuple | list) else ():
-        if (found := first_tensor(part)) is not None:
-            return found
-    return None
-
-
-def sliced(value: Any, index: Tensor, n: int) -> Any:
-    """Some samples of everything in a structure that counts n of them on its first axis."""
-    if isinstance(value, Mapping):
-        parts = {name: sliced(part, index, n) for name, part in value.items()}
-        return type(value)(parts) if isinstance(value, dict) else parts
-    if isinstance(value, tuple | list):
-        found = [sliced(part, index, n) for part in value]
-        return type(value)(*found) if hasattr(value, "_fields") else tuple(found)
-    counts = isinstance(value, Tensor) and value.ndim > 0 and len(value) == n
-    return value[index.to(value.device)] if counts else value
-
-
 def _logits(output: Any, n: int) -> Tensor:
-    """What is said of each sample: the entry of that name, or the first tensor of that length."""
-    named = output.get("logits") if isinstance(output, Mapping) else None
-    found = first_tensor(output if named is None else named)
-    if found is None or len(found) != n or not found.is_floating_point():
+    """What is said of each sample."""
+    found = logits_of(output)
+    if found is None or not found.ndim or len(found) != n:
         raise _UnscoredError(
             f"an output of type {type(output).__name__} has no row for each sample"
         )
@@ -246,80 +212,69 @@ def _logits(output: Any, n: int) -> Tensor:
 
 
 def _scores(
-    outputs: dict[str, Outputs], y: Any, loss_fn: LossFunction | None
+    outputs: dict[str, Any], y: Any, n: int, loss_fn: LossFunction | None
 ) -> tuple[dict[str, _Score], str | None]:
     """Scores by name, without losses where these cannot be had, and why not."""
     try:
-        return {name: _score(found, y, loss_fn) for name, found in outputs.items()}, None
+        return {name: _score(found, y, n, loss_fn) for name, found in outputs.items()}, None
     except _UnscoredError as error:
         why = str(error)
     try:
-        return {name: _score(found, None, None) for name, found in outputs.items()}, why
+        return {name: _score(found, None, n, None) for name, found in outputs.items()}, why
     except _UnscoredError:
         return dict.fromkeys(outputs, _Score()), why
 
 
-def _score(outputs: Outputs, y: Any, loss_fn: LossFunction | None) -> _Score:
-    """Losses of parts of the samples, accuracy and spread of what was said of them."""
-    if not outputs:
+def _score(output: Any, y: Any, n: int, loss_fn: LossFunction | None) -> _Score:
+    """Losses of parts of the samples, labels that are right, and spread of an output."""
+    if output is None:
         return _Score()
-    logits = torch.cat([_logits(output, len(members)) for members, output in outputs])
-    spread = number(logits.flatten(1).double().var(0, correction=0).mean().log() / 2)
-    if y is None:
-        return _Score(log_spread=spread)
-    n = len(logits)
-    parts = max(2, min(PARTS, n // 4 * 2))  # an even number: each within a half
-    losses, right = [], []
-    for part in range(parts):
-        members, output = outputs[part % len(outputs)]
-        places = (members % parts == part).nonzero().flatten()
-        if len(places):
-            said, wanted = sliced(output, places, len(members)), sliced(y, members[places], n)
-            losses.append(_loss(said, wanted, len(places), loss_fn))
-            right += _right(said, wanted, len(places))
-    accuracy = sum(right) / len(right) if right else None
-    return _Score(torch.tensor(losses, dtype=torch.float64), accuracy, spread)
-
-
-def _loss(output: Any, y: Any, n: int, loss_fn: LossFunction | None) -> float:
-    if loss_fn is not None:
-        return float(loss_fn(output, y))
     logits = _logits(output, n)
-    if not isinstance(y, Tensor):
-        raise _UnscoredError(f"no loss is known for targets of type {type(y).__name__}")
-    if not y.is_floating_point():
-        rows = _rows(logits, y)
-        wide = rows.float() if rows.dtype.itemsize < 4 else rows
-        return float(F.cross_entropy(wide, y.flatten().long()))
-    if y.numel() != logits.numel():
-        raise _UnscoredError(_shapes(logits, y))
-    return float(F.mse_loss(logits, y.view_as(logits)))
+    spread = number(logits.flatten(1).double().var(0, correction=0).mean().log() / 2)
+    if y is None and loss_fn is None:
+        return _Score(log_spread=spread)
+    right = right_labels(logits, y)
+    losses = _default_losses(logits, y) if loss_fn is None else _losses(output, y, n, loss_fn)
+    return _Score(losses, None if right is None else float64(right), spread)
 
 
-def _rows(logits: Tensor, y: Tensor) -> Tensor:
-    """Logits ``(N, classes)`` whose classes are the last or the second axis."""
-    for rows in (logits, logits.movedim(1, -1) if logits.ndim > 1 else logits):
-        if rows.shape[:-1] == y.shape:
-            return rows.flatten(0, -2)
-    raise _UnscoredError(_shapes(logits, y))
+def _parts(n: int) -> list[Tensor]:
+    """Samples of each part: an even number of parts, since even and odd ones are judged apart."""
+    parts = max(2, min(PARTS, n // 4 * 2))
+    return [torch.arange(i, n, parts) for i in range(parts) if i < n]
 
 
-def _shapes(logits: Tensor, y: Tensor) -> str:
-    return (
-        f"no loss is known for an output of shape {tuple(logits.shape)} and targets of shape "
-        f"{tuple(y.shape)}; pass loss_fn="
-    )
-
-
-def _right(output: Any, y: Any, n: int) -> list[bool]:
-    """Whether the largest logit is the label's, of each label; none where there are none."""
-    if not isinstance(y, Tensor) or y.is_floating_point():
-        return []
+def _default_losses(logits: Tensor, y: Any) -> Tensor:
+    n = len(logits)
     try:
-        right = _rows(_logits(output, n), y).argmax(-1) == y.flatten()
-    except _UnscoredError:  # a loss of one's own may know what to do with such labels
-        return []
-    return right[y.flatten() >= 0].tolist()  # -100 marks what a loss leaves out
+        default_loss(logits, y)  # refuses what does not fit in terms of the whole
+        pairs = ((sliced(logits, part, n), sliced(y, part, n)) for part in _parts(n))
+        return float64(torch.stack([default_loss(*pair)[0] for pair in pairs]))
+    except ValueError as error:
+        raise _UnscoredError(str(error)) from error
+
+
+def _losses(output: Any, y: Any, n: int, loss_fn: LossFunction) -> Tensor:
+    """What a loss of one's own says of the parts, or of the whole if it takes no parts."""
+    whole = torch.arange(n)
+    for parts in (_parts(n), [whole]):
+        try:
+            with random_state_kept(), torch.enable_grad():  # some draw, some differentiate
+                free = mapped(output, _on_its_own)
+                found = [
+                    loss_called(loss_fn, sliced(free, part, n), sliced(y, part, n))
+                    for part in parts
+                ]
+            values = [float(torch.as_tensor(loss).detach()) for loss in found]
+            return torch.tensor(values, dtype=torch.float64)
+        except Exception as error:  # whatever a function of the reader's raises
+            why = f"loss_fn raised {type(error).__name__}: {error}"
+    raise _UnscoredError(why)
+
+
+def _on_its_own(x: Tensor) -> Tensor:
+    """A copy that autograd follows from here, and a loss may overwrite."""
+    return x.detach().requires_grad_().clone() if x.is_floating_point() else x
 
 
 def _add_predictions(rows: list[Row], told: Prediction) -> None:
@@ -333,22 +288,32 @@ def _summary(scores: dict[str, _Score], told: Prediction) -> Row:
     found: Row = {}
     for name, score in scores.items():
         found[f"loss_{name}"] = None if score.losses is None else number(score.losses.mean())
-        found[f"accuracy_{name}"] = score.accuracy
+        found[f"accuracy_{name}"] = _share(score.right)
         found[f"log_spread_{name}"] = score.log_spread
     before, after = found["log_spread_batch"], found["log_spread_running"]
     lost = None if before is None or after is None else before - after
     predicted = None if not told.behind else -math.log(told.behind) / 2
     found |= {"spread_lost": lost, "spread_lost_predicted": predicted}
     found["assumption"] = told.obstacle
-    found["sure"] = _sureness(scores["running"].losses, scores["recalibrated"].losses)
+    found["sure"] = _sureness(scores["running"], scores["recalibrated"])
     return found
 
 
-def _sureness(worse: Tensor | None, better: Tensor | None) -> float | None:
-    """Mean difference of the losses of parts, in standard errors."""
-    if worse is None or better is None or len(worse) != len(better) or len(worse) < 3:
+def _share(right: Tensor | None) -> float | None:
+    return None if right is None or not len(right) else float(right.mean())
+
+
+def _sureness(worse: _Score, better: _Score) -> float | None:
+    """Mean difference of the losses of parts, or else of labels, in standard errors."""
+    if (found := _standard_errors(worse.losses, better.losses)) is not None:
+        return found
+    return _standard_errors(better.right, worse.right)
+
+
+def _standard_errors(larger: Tensor | None, smaller: Tensor | None) -> float | None:
+    if larger is None or smaller is None or len(larger) != len(smaller) or len(larger) < 3:
         return None
-    gaps = worse - better
+    gaps = larger - smaller
     return number(gaps.mean() / (gaps.std() / math.sqrt(len(gaps))))
 
 
@@ -374,18 +339,19 @@ def _cost(summary: Row, y: Any) -> Finding | None:
     if running is not None and running - fresh < WORSE * abs(fresh) and lost < WORSE:
         return None
     broken = running is None or (lost >= WORSE and lost > 0.5 * (after - _chance(y)))
+    confident = running is not None and before is not None and lost < WORSE  # as often right
     evidence = {
         k: v for k, v in summary.items() if k.startswith(("loss", "accuracy")) or k == "sure"
     }
     return Finding(
-        "running-statistics-fail", "broken" if broken else "serious", _cost_words(summary),
+        "running-statistics-fail", "note" if confident else "broken" if broken else "serious",
+        _cost_words(summary, "loss" if confident or before is None else "accuracy"),
         evidence, RECALIBRATE, CHAPTER,
     )  # fmt: skip
 
 
-def _cost_words(summary: Row) -> str:
-    what = "Accuracy" if summary["accuracy_running"] is not None else "The loss"
-    key = "accuracy" if what == "Accuracy" else "loss"
+def _cost_words(summary: Row, key: str) -> str:
+    what = "Accuracy" if key == "accuracy" else "The loss"
     batch, running, fresh = (
         "not finite" if value is None else f"{value:.3g}"
         for value in (summary[f"{key}_{kind}"] for kind in ("batch", "running", "recalibrated"))
@@ -400,6 +366,15 @@ def _chance(y: Any) -> float:
     """Share of the most frequent label."""
     known = y[y >= 0]
     return float(known.unique(return_counts=True)[1].max() / known.numel())
+
+
+def _has_learnt(summary: Row, y: Any) -> bool:
+    """Whether recalibrated accuracy is above chance by more than that many guesses would be."""
+    accuracy = summary["accuracy_recalibrated"]
+    if accuracy is None:
+        return False
+    chance, n = _chance(y), int((y >= 0).sum())
+    return bool(accuracy - chance > SURE * math.sqrt(chance * (1 - chance) / n) > 0)
 
 
 def _changed_spread(summary: Row) -> Finding | None:

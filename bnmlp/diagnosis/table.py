@@ -29,7 +29,7 @@ class Table:
         dtype: Of the output.
         columns: Numbers by the names in ``COLUMNS``, float64, nan where there is none.
         modules: Modules of the calls, None for functions.
-        direct: Whether a layer's input is what the call before it put out.
+        direct: Whether a call's input is what the call before it put out.
     """
 
     name: list[str]

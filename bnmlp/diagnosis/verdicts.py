@@ -277,7 +277,8 @@ def _zero(found: Diagnosis, tables: Sequence[Table]) -> None:
 def _headroom(found: Diagnosis, tables: Sequence[Table]) -> None:
     for table in tables:
         room = table["headroom"]
-        if not np.isfinite(room).any():
+        room = np.where(np.isfinite(room), room, np.nan)  # what overflows is reported as such
+        if np.isnan(room).all():
             continue
         least = int(np.nanargmin(room))
         if room[least] < CLOSE:

@@ -23,7 +23,7 @@ from bnmlp.diagnosis.probe import Pass
 from bnmlp.diagnosis.recorder import LEVELS, Recorder
 from bnmlp.diagnosis.table import COLUMNS, Table, table_of
 from bnmlp.diagnosis.weights import Weights, euclidean, numbers
-from bnmlp.diagnosis.wrappers import unwrapped
+from bnmlp.diagnosis.wrappers import dissected
 
 HEAD = ("step", "name", "kind", "shape", "dtype")
 LEFT_OUT = ("update", "participation_ratio", "isometry_gap", "output_faults", "gradient_faults",
@@ -89,7 +89,7 @@ class Watch:
             raise ValueError(
                 "watch: a compiled module calls no hooks; call bnmlp.measure at intervals instead"
             )
-        self.anatomy, _, _ = unwrapped(model)
+        self.anatomy, _, _ = dissected(model)
         self.every = whole_number("every", every)
         self.file, self.level, self.scaler = Path(file), level, scaler
         last = self._look_at_file()

@@ -1,5 +1,6 @@
 """Sizes of weights and of their gradients, and whether a weight's length matters."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch.linalg import vector_norm
 # Norms that float32 computes without losing digits to under- or overflow of squares.
 SAFE = (1e-15, 1e18)
 LONG = 2**16  # entries; one running sum in float32 loses digits beyond
+SHORT = 2**10  # entries; sums of fewer take longer to start than to run
 SMALL = 4096  # entries; smaller parameters are measured together
 
 
@@ -133,7 +135,10 @@ def _one_by_one(
 
 def euclidean(x: Tensor) -> Tensor:
     """Euclidean norm of all entries; of many, the norm of norms, whose sums are short."""
-    if x.numel() > LONG and x.ndim > 1:
+    piece = math.gcd(x.numel(), LONG)
+    if x.numel() > LONG and piece >= SHORT and x.is_contiguous():
+        x = vector_norm(x.view(-1, piece), dim=1)
+    elif x.numel() > LONG and x.ndim > 1:
         fitting = (k for k in range(1, x.ndim) if x.shape[k:].numel() <= LONG)
         inner = next(fitting, x.ndim - 1)
         x = vector_norm(x, dim=tuple(range(inner, x.ndim)))

@@ -9,11 +9,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from bnmlp.diagnosis.anatomy import Anatomy, anatomy_of
 from bnmlp.networks.protocol import One
+from bnmlp.networks.wrappers import unwrapped
 
 SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DTensor")
 
 
-def unwrapped(model: nn.Module) -> tuple[Anatomy, list[str], bool]:
+def dissected(model: nn.Module) -> tuple[Anatomy, list[str], bool]:
     """The module that people mean, without compilation and data parallelism.
 
     Args:
@@ -27,31 +28,27 @@ def unwrapped(model: nn.Module) -> tuple[Anatomy, list[str], bool]:
         TypeError: If it is no module.
         ValueError: If it cannot be measured as it is: sharded, scripted or without its parameters.
     """
-    notes: list[str] = []
-    distributed = False
-    while isinstance(model, nn.Module):
-        written = getattr(model, "_orig_mod", None)
-        if isinstance(written, nn.Module):
-            model = written
-            notes.append("compiled by torch.compile; measured as written, without compilation")
-        elif isinstance(model, DistributedDataParallel):
-            model, distributed = model.module, True
-            notes.append(
-                "DistributedDataParallel taken off: gradients are averaged over "
-                f"{dist.get_world_size()} processes, activations are those of this process"
-            )
-        elif isinstance(model, DataParallel):
-            model = model.module
-            notes.append("DataParallel taken off; measured on one device")
-        else:
-            break
     if not isinstance(model, nn.Module):
         raise TypeError(f"measure: expected a module, got {type(model).__name__}")
+    model, off = unwrapped(model)
+    notes = [_words(wrapper) for wrapper in off]
+    distributed = any(isinstance(wrapper, DistributedDataParallel) for wrapper in off)
     anatomy = anatomy_of(model.module if isinstance(model, One) else model)
     _refuse(anatomy)
     if any(part._compiled_call_impl for _, part in anatomy.parts):
         notes.append("compiled in place; measured as written, without compilation")
     return anatomy, notes, distributed
+
+
+def _words(wrapper: nn.Module) -> str:
+    if isinstance(wrapper, DistributedDataParallel):
+        return (
+            "DistributedDataParallel taken off: gradients are averaged over "
+            f"{dist.get_world_size()} processes, activations are those of this process"
+        )
+    if isinstance(wrapper, DataParallel):
+        return "DataParallel taken off; measured on one device"
+    return "compiled by torch.compile; measured as written, without compilation"
 
 
 def _refuse(anatomy: Anatomy) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from bnmlp.layers.activations import activation_parts
 from bnmlp.layers.normalization import refuse_single_sample
@@ -154,7 +155,8 @@ def recalibrate(
         _refuse_without_averages(model)
     elif not isinstance(data, Tensor):
         data = _joined(data)
-    recalibrate_module(model, [data] if isinstance(data, Tensor) else data, exact=exact)
+    whole = isinstance(data, (Tensor, PackedSequence))
+    recalibrate_module(model, [data] if whole else data, exact=exact)
 
 
 def _joined(batches: Iterable[Any]) -> Tensor:

@@ -11,15 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
+from torch.nn.utils.rnn import PackedSequence
 
 from bnmlp.layers.normalization import refuse_single_sample
 from bnmlp.machine.precision import float64
 from bnmlp.machine.randomness import random_state_kept
+from bnmlp.machine.structures import applied, moved
 from bnmlp.networks.protocol import averages_kept, averaging
+from bnmlp.networks.wrappers import unwrapped
 
+MANY = 36  # positions, from which sums over them are worth while
+FAR = 10.0  # squared mean in units of the variance, up to which the variance is a difference
 NORMS = nn.modules.batchnorm._NormBase  # batch norms, synchronised ones too, and instance norms
 INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def recalibrate_module(module: nn.Module, batches: Iterable[Any], *, exact: bool
         ValueError: If there is no batch, a variance would be that of one number, statistics are not
             finite, or batches take different ways through the module. Nothing has changed then.
     """
-    module = unwrapped(module)
+    module, _ = unwrapped(module)
     norms, own = tracking(module), _keeping_their_own(module)
     if not norms and not own:
         return
@@ -123,7 +128,8 @@ def _at_once(
             write(norm, now)
 
         def after(norm: Norm, *_: Any, seen: Statistics = seen) -> None:
-            write(norm, seen[norm])
+            if norm in reused:
+                write(norm, seen[norm])
 
         with before_calls(norms, before), _hooks(n.register_forward_hook(after) for n in norms):
             call_module(module, given)
@@ -220,8 +226,45 @@ def moments(norm: Norm, x: Tensor, least: int = 2) -> Moments:
     if seen < (2 if instances else least):
         _refuse_one_number(norm)
     wide = x.float() if x.dtype.itemsize < 4 else x
+    if not instances:
+        return Moments(seen, *_mean_and_variance(wide, axes))
     var, mean = map(float64, torch.var_mean(wide, axes, correction=0))
-    return Moments(len(x), mean.mean(0), var.mean(0)) if instances else Moments(seen, mean, var)
+    return Moments(len(x), mean.mean(0), var.mean(0))
+
+
+def _mean_and_variance(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    """Of each channel, by what takes less time than torch.var_mean where there is something."""
+    if x.ndim == 2:
+        mean = x.mean(0)
+        return float64(mean), float64((x - mean).square().mean(0))
+    if _are_images(x):
+        return _of_images(x, axes)
+    var, mean = torch.var_mean(x, axes, correction=0)
+    return float64(mean), float64(var)
+
+
+def _are_images(x: Tensor) -> bool:
+    """Whether there are many numbers in a row, and what is computed may be looked at."""
+    positions = x.shape[2:].numel()
+    return (
+        x.ndim > 2
+        and MANY <= positions
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+def _of_images(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of channels by sums, in a fifth of the time that torch.var_mean takes."""
+    rows = x.flatten(2)
+    mean = float64(rows.mean(2)).mean(0)
+    square = float64(vector_norm(rows, dim=2)).square().mean(0) / rows.shape[2]
+    var = square - mean.square()
+    far = ~(mean.square() < FAR * var)  # digits are lost where the mean is large; or not finite
+    if far.any():
+        var[far] = float64(torch.var(x[:, far], axes, correction=0))
+    return mean, var
 
 
 def _refuse_one_number(norm: Norm) -> None:
@@ -312,6 +355,9 @@ def _renewed(norm: Norm, n: int) -> Moments:
 def _refuse_not_finite(module: nn.Module, statistics: Statistics) -> None:
     if not statistics:
         raise ValueError("recalibration: no norm was called; is there a batch at all?")
+    values = [v.flatten().cpu() for found in statistics.values() for v in (found.mean, found.var)]
+    if torch.cat(values).isfinite().all():
+        return
     names = {part: name for name, part in module.named_modules()}
     for norm, found in statistics.items():
         if not (found.mean.isfinite().all() and found.var.isfinite().all()):
@@ -345,32 +391,15 @@ def _inputs(module: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
 
 def input_of(batch: Any) -> Any:
     """What a module is called with: of samples with labels, the samples."""
-    return batch[0] if isinstance(batch, tuple | list) else batch
+    with_labels = isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence)
+    return batch[0] if with_labels else batch
 
 
 def call_module(module: nn.Module, given: Any) -> Any:
     """Call a module, without autograd, with a tensor, a tuple of arguments, or a dict of them."""
     with warnings.catch_warnings():  # checkpointing misses gradients that nobody asks for
         warnings.filterwarnings("ignore", "None of the inputs have requires_grad", UserWarning)
-        if isinstance(given, Mapping):
-            return module(**given)
-        return module(*given) if isinstance(given, tuple | list) else module(given)
-
-
-def moved(given: Any, device: torch.device) -> Any:
-    """The same with all tensors on a device."""
-    if isinstance(given, Mapping):
-        return {name: moved(value, device) for name, value in given.items()}
-    if isinstance(given, tuple | list):
-        return tuple(moved(value, device) for value in given)
-    return given.to(device) if isinstance(given, Tensor) else given
-
-
-def unwrapped(module: Any) -> nn.Module:
-    """The module inside ``torch.compile`` and PyTorch's wrappers for several devices."""
-    while isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod"):
-        module = module.module if isinstance(module, WRAPPERS) else module._orig_mod
-    return module
+        return applied(module, given)
 
 
 def without_compiler() -> contextlib.AbstractContextManager[Any]:

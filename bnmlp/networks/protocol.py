@@ -363,7 +363,8 @@ def averages_kept(network: Module, training: bool | None = None) -> Iterator[Non
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
         with torch.no_grad():
             for owner, name, buffer, before in buffers:
                 owner[name] = buffer  # a forward pass may have put another tensor there

@@ -42,9 +42,9 @@ def turning_table(
         at: Numbers of steps to look after.
 
     Returns:
-        Indexed by step, layer and replica: isometry ``gap``; squared norm of the displacement since
-        the start (``moved``) and summed over steps (``path``), and of the symmetric part of
-        displacement or step times the transposed weights (``moved_symmetric``,
+        A table, its index step, layer and replica. Isometry ``gap``; squared norm of the
+        displacement since the start (``moved``) and summed over steps (``path``), and of the
+        symmetric part of displacement or step times the transposed weights (``moved_symmetric``,
         ``path_symmetric``).
     """
     chosen = torch.as_tensor(np.asarray(layers) - 2)  # hidden_weight begins with layer 2
