@@ -23,6 +23,7 @@ from bnmlp.networks.protocol import averages_kept, averaging
 from bnmlp.networks.wrappers import unwrapped
 
 MANY = 36  # positions, from which sums over them are worth while
+FEW = 1024  # samples; one running sum over more loses digits
 FAR = 10.0  # squared mean in units of the variance, up to which the variance is a difference
 NORMS = nn.modules.batchnorm._NormBase  # batch norms, synchronised ones too, and instance norms
 INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
@@ -271,6 +272,8 @@ def moments(norm: Norm, x: Tensor, least: int = 2) -> Moments:
 
 def _mean_and_variance(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
     """Of each channel, by what takes less time than torch.var_mean where there is something."""
+    if x.ndim == 2 and len(x) <= FEW and _is_plain(x):
+        return torch.batch_norm_update_stats(x, None, None, 0.0)
     if x.ndim == 2:
         mean = x.mean(0)
         return mean, (x - mean).square().mean(0)
@@ -283,13 +286,12 @@ def _mean_and_variance(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
 def _are_images(x: Tensor) -> bool:
     """Whether there are many numbers in a row, and what is computed may be looked at."""
     positions = x.shape[2:].numel()
-    return (
-        x.ndim > 2
-        and MANY <= positions
-        and x.device.type == "cpu"
-        and x.is_contiguous()
-        and not is_functorch_wrapped_tensor(x)
-    )
+    return x.ndim > 2 and MANY <= positions and x.is_contiguous() and _is_plain(x)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether operations of the CPU see the numbers themselves."""
+    return x.device.type == "cpu" and not is_functorch_wrapped_tensor(x)
 
 
 def _of_images(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
