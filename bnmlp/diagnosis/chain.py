@@ -55,8 +55,10 @@ class Stretch:
             self._see_two(name, *tensors[:2])
         elif self.mapped:
             self.meet(f"{name} stands between the map and the norm")
-        else:
+        elif func._schema.is_mutable:
             self.steps.append(lambda x: func(x.clone(), *args[1:], **kwargs))
+        else:
+            self.steps.append(lambda x: func(x, *args[1:], **kwargs))
 
     def _see_two(self, name: str, x: Tensor, other: Tensor) -> None:
         bias = other.ndim < 2 or other.shape[0] == 1
