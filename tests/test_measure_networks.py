@@ -280,6 +280,13 @@ def test_what_is_not_finite_is_counted_in_each_replica():
     assert (fine == 0).all() and (broken > 0).all()
 
 
+def test_logits_of_replicas_have_the_gradient_of_softmax():
+    model, x, y = BNMLP(6, 5, 4, 3, replicas=2), torch.randn(9, 6), torch.randint(3, (9,))
+    gradients = (model(x).softmax(-1) - F.one_hot(y, 3)) / 9
+    for table, gradient in zip(measure(model, x, y).tables, gradients, strict=True):
+        assert table["gradient_norm"][-1] == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
 def test_networks_of_replicas_have_rows_by_their_protocol():
     x, y = torch.randn(12, 30), torch.randint(10, (12,))
     report = measure(SkipMLP(9, "batch", in_features=30, width=20, replicas=2), x, y)
