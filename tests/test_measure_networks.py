@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import VisionTransformer, resnet18
 
-from bnmlp import measure
+from bnmlp import BNMLP, measure
 from bnmlp.diagnosis.table import COLUMNS
 from bnmlp.networks.protocol import Stacked
 from bnmlp.networks.skip import SkipMLP
@@ -265,6 +265,28 @@ def test_frozen_and_unused_parameters_are_told():
     assert found.evidence["parameters"] == ["spare.bias", "spare.weight"]
 
 
+def test_what_is_not_finite_is_counted_in_each_replica():
+    model, x = BNMLP(6, 5, 4, 3, activation="tanh", replicas=2), torch.randn(9, 6)
+    model.hidden_weight.data[1, 1, 2, :3] = math.nan
+    report = measure(model, x, torch.randint(3, (9,)))
+    stages = [value for layer in model.stages(x) for value in layer]
+    for r, table in enumerate(report.tables):
+        expected = [int((~value[r].isfinite()).sum()) for value in stages]
+        assert table["output_faults"].tolist()[:-1] == expected
+        assert table["weight_faults"][table.layers].tolist() == [0, 0, 3 * r, 0, 0]
+    assert report.tables[0]["output_faults"].sum() == 0
+    assert report.tables[1]["output_faults"].tolist()[6:9] == [9, 9, 9]
+    fine, broken = (table["gradient_faults"][table.layers] for table in report.tables)
+    assert (fine == 0).all() and (broken > 0).all()
+
+
+def test_logits_of_replicas_have_the_gradient_of_softmax():
+    model, x, y = BNMLP(6, 5, 4, 3, replicas=2), torch.randn(9, 6), torch.randint(3, (9,))
+    gradients = (model(x).softmax(-1) - F.one_hot(y, 3)) / 9
+    for table, gradient in zip(measure(model, x, y).tables, gradients, strict=True):
+        assert table["gradient_norm"][-1] == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
 def test_networks_of_replicas_have_rows_by_their_protocol():
     x, y = torch.randn(12, 30), torch.randint(10, (12,))
     report = measure(SkipMLP(9, "batch", in_features=30, width=20, replicas=2), x, y)
@@ -301,7 +323,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from bnmlp import measure
+from bnmlp import BNMLP, measure
 
 def work(rank, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)

@@ -72,7 +72,8 @@ def measure(
         spectra: Also measure participation ratio and isometry gap of every output.
         jacobian: Also measure singular values of the Jacobian from input to output, and of the
             modules that are named; True names the model's own parts.
-        statistics: Compare running with batch statistics where there is batch normalisation.
+        statistics: Compare running with batch statistics where there is batch normalisation, which
+            takes four forward passes more.
         training: Mode in which to measure; as the module is if None.
         optimizer: Of these parameters, to see how far its next step would go.
         scaler: A ``GradScaler`` by which the loss is multiplied; results are unscaled.

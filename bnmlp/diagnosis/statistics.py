@@ -34,12 +34,11 @@ from bnmlp.measurements.recalibration import (
     before_calls,
     call_module,
     moments,
-    recalibrate_module,
+    output_behind,
     tracking,
     without_compiler,
 )
 from bnmlp.networks.losses import default_loss, right_labels
-from bnmlp.networks.protocol import averages_kept
 from bnmlp.networks.wrappers import unwrapped
 
 PARTS = 16  # of the samples, whose losses tell how sure a difference is
@@ -172,10 +171,12 @@ def _pass_in_training(
     """The same with norms in training mode, unless one would normalise a single number."""
     if any(seen.count < 2 and not isinstance(n, INSTANCE_NORMS) for n, seen in evaluated):
         return None, None
-    with averages_kept(model):
-        for norm in norms:
-            norm.training = True
-        return _pass(model, norms, x)
+    for norm in norms:
+        norm.training = True
+    found = _pass(model, norms, x)
+    for norm in norms:
+        norm.training = False
+    return found
 
 
 def _recalibrated(model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] | None) -> Any:
@@ -183,22 +184,16 @@ def _recalibrated(model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] 
     n = samples_of(x) or 0
     if calibration is not None:
         batches = [calibration] if isinstance(calibration, Tensor) else calibration
-        return _output_behind(model, batches, x)
+        return output_behind(model, batches, x)
     halves = torch.arange(0, n, 2), torch.arange(1, n, 2)
     try:
         parts = [
-            (judged, _output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
+            (judged, output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
             for judged, others in (halves, halves[::-1])
         ]
     except (ValueError, RuntimeError):  # too few samples, or a size of batch that is built in
         return None
     return joined(parts, n)
-
-
-def _output_behind(model: nn.Module, batches: Iterable[Any], x: Any) -> Any:
-    with averages_kept(model):
-        recalibrate_module(model, batches)
-        return call_module(model, x)
 
 
 def _logits(output: Any, n: int) -> Tensor:

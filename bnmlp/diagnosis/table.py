@@ -143,7 +143,9 @@ def spread_of_rates(tables: Sequence[Table]) -> float:
 def _outputs(found: Pass, columns: dict[str, np.ndarray]) -> None:
     rows, norm = found.rows, found.norms
     total = numbers([row.total for row in rows]).numpy()
-    mean = numbers([row.mean for row in rows]).numpy()
+    positions = [i for i, row in enumerate(rows) if row.mean is not row.total]
+    mean = total.copy()
+    mean[positions] = numbers([rows[i].mean for i in positions]).numpy()
     size = np.array([row.shape.numel() for row in rows]).astype(float)
     n = np.array([row.shape[0] if len(row.shape) > 1 else 1 for row in rows]).astype(float)
     per_feature = size / np.array(

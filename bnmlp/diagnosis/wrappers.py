@@ -62,7 +62,7 @@ def _refuse(anatomy: Anatomy) -> None:
         )
     if isinstance(anatomy.module, torch.jit.ScriptModule):
         raise ValueError("measure: a scripted module shows none of its calls; measure its source")
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in anatomy.parameters.values()):
+    if any(nn.parameter.is_lazy(p) for p in anatomy.parameters.values()):
         raise ValueError(
             "measure: lazy modules have no parameters yet; run the network once, then measure it"
         )
