@@ -285,9 +285,17 @@ def measure_network(
             (model,) = seeded(lambda: factory(**options), 1, seed, torch.float32)
         except Exception as error:
             raise ValueError(f"{network} failed: {type(error).__name__}: {error}") from error
-        report = measure(
-            model, x, y, level=level, spectra=spectra, jacobian=jacobian, training=not evaluation
-        ).noted(words)
+        for path in (html, json_):
+            if path is not None and not path.parent.is_dir():
+                raise ValueError(f"there is no folder {path.parent} to write {path.name} into")
+        try:
+            report = measure(
+                model, x, y, level=level, spectra=spectra, jacobian=jacobian,
+                training=not evaluation,
+            ).noted(words)  # fmt: skip
+        except Exception as error:  # of whatever network was given
+            notes = [f"\n  {note}" for note in getattr(error, "__notes__", ())]
+            raise ValueError(reason(error) + "".join(notes)) from error
         typer.echo(str(report))
         for path, write in ((html, report.to_html), (json_, report.to_json)):
             if path is not None:

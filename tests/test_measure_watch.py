@@ -151,10 +151,22 @@ def test_a_scaled_loss_is_unscaled(tmp_path):
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_other_files_and_compiled_modules_are_refused(tmp_path):
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+@pytest.mark.parametrize("name", ["other.csv", "other.jsonl", "other.json"])
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", '{"a": 1}\n', '{"a": 1}', "words", "\xff\n"])
+def test_files_of_others_are_refused_and_stay_as_they_are(tmp_path, name, content):
+    file = tmp_path / name
+    file.write_bytes(content.encode("latin1"))
     with pytest.raises(ValueError, match="other columns"):
-        watch(network(), file=tmp_path / "other.csv")
+        watch(network(), file=file)
+    assert file.read_bytes() == content.encode("latin1")
+
+
+def test_what_cannot_be_watched_is_refused_in_words(tmp_path):
+    for file in (tmp_path, tmp_path / "missing" / "rows.csv"):
+        with pytest.raises(ValueError, match="is its folder there"):
+            watch(network(), file=file)
+    with pytest.raises(TypeError, match="watch: expected a module, got str"):
+        watch("network", file=tmp_path / "rows.csv")
     with pytest.raises(ValueError, match="compiled"):
         watch(torch.compile(network(), backend="eager"), file=tmp_path / "rows.csv")
     with pytest.raises(ValueError, match="every must be"):
@@ -163,7 +175,9 @@ def test_other_files_and_compiled_modules_are_refused(tmp_path):
 
 def test_a_file_that_cannot_be_written_stops_the_watch_and_not_the_training(tmp_path):
     run = Run()
-    watching = watch(run.model, every=1, file=tmp_path / "missing" / "rows.csv")
+    (tmp_path / "removed").mkdir()
+    watching = watch(run.model, every=1, file=tmp_path / "removed" / "rows.csv")
+    (tmp_path / "removed").rmdir()
     with pytest.warns(UserWarning, match="watch: stopped"):
         run.steps(1)
     run.steps(2)

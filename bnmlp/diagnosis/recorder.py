@@ -124,6 +124,9 @@ class _Station:
 class Recorder:
     """Hooks on a module's parts that fill :attr:`rows` while :attr:`forwards` is on.
 
+    Calls under ``torch.vmap`` and other transforms of functions have no rows;
+    :attr:`transformed` says that there were some.
+
     Args:
         anatomy: Of the module.
         level: ``"layers"``: a row for each call of a module that multiplies with a matrix;
@@ -144,7 +147,7 @@ class Recorder:
     ) -> None:
         self.anatomy, self.level, self.careful, self.spectra = anatomy, level, careful, spectra
         self.rows: list[Row] = []
-        self.forwards = self.backwards = False
+        self.forwards = self.backwards = self.transformed = False
         self._calls: dict[str, int] = {}
         self._inside: list[tuple[str, int]] = []  # modules with parts that are running, first row
         self._last: tuple[Tensor, Row] | None = None
@@ -262,6 +265,8 @@ class Recorder:
         value = output if type(output) is Tensor else first_tensor(output)
         if value is None or not value.is_floating_point() or value.numel() == 0:
             return
+        if self.hidden(value):
+            return
         with undisturbed():
             if station.last_axis is not None:  # others keep the layout of what they are given
                 self._last_axis = station.last_axis
@@ -362,6 +367,12 @@ class Recorder:
     def _numbered(self, name: str) -> str:
         times = self._calls[name] = self._calls.get(name, 0) + 1
         return name if times == 1 else f"{name}#{times}"
+
+    def hidden(self, value: Tensor) -> bool:
+        """Whether a value is one of many that ``torch.vmap`` computes together: it has no row."""
+        found = torch._C._functorch.is_functorch_wrapped_tensor(value)
+        self.transformed = self.transformed or found
+        return found
 
     def follows(self, given: tuple[Any, ...]) -> bool:
         """Whether what a call is given is what the call before it put out."""

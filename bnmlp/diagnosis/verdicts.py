@@ -138,6 +138,8 @@ def _not_finite(found: Diagnosis, tables: Sequence[Table], loss: float, input_fa
     for r, table in enumerate(tables):
         which = f" of replica {r}" if len(tables) > 1 else ""
         for column, kind, what, first in _FAULTS:
+            if column == "gradient_faults" and not math.isfinite(loss):
+                continue  # where the loss is not finite they cannot be, either
             bad = np.flatnonzero(table[column] > 0)
             if not len(bad):
                 continue

@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnmlp.checks import check_name, whole_number
+from bnmlp.checks import check_module, check_name, whole_number
 from bnmlp.diagnosis.anatomy import Anatomy
 from bnmlp.diagnosis.functions import Functions
 from bnmlp.diagnosis.kept import measuring
@@ -49,7 +49,8 @@ def watch(
     Args:
         model: The module that is trained, or what wraps it for data parallelism.
         every: Steps from one record to the next; the first step is recorded.
-        file: Where rows go: JSON lines if its name ends in ``.jsonl``, or else CSV. Rows are added
+        file: Where rows go: JSON lines if its name ends in ``.jsonl``, ``.ndjson`` or ``.json``,
+            or else CSV. Rows are added
             to those of a file that is there.
         level: See :func:`bnmlp.measure`.
         start: Number of the first step; by default one record after the last in the file, or zero.
@@ -59,7 +60,9 @@ def watch(
         The watch, running.
 
     Raises:
-        ValueError: If an option is unknown, the file holds other columns, or the model is compiled.
+        TypeError: If the model is no module.
+        ValueError: If an option is unknown, the file holds something else or its folder does not
+            exist, or the model is compiled.
     """  # noqa: DOC502
     return Watch(model, every, file, level, start, scaler)
 
@@ -85,6 +88,7 @@ class Watch:
         scaler: Any,
     ) -> None:
         check_name("level", level, LEVELS)
+        check_module("watch", model)
         if any(hasattr(part, "_orig_mod") or part._compiled_call_impl for part in model.modules()):
             raise ValueError(
                 "watch: a compiled module calls no hooks; call bnmlp.measure at intervals instead"
@@ -144,21 +148,36 @@ class Watch:
             warnings.warn(f"watch: stopped, cannot write {self.file}: {error}", stacklevel=2)
 
     def _look_at_file(self) -> int | None:
-        """The last step in the file; a line that was cut off is removed."""
+        """The last step in the file; a line that was cut off is removed, if the rest is ours."""
+        if self.file.is_dir() or not self.file.parent.is_dir():
+            raise ValueError(f"watch: {self.file} cannot be a file; is its folder there?")
         if not self.file.exists() or not self.file.stat().st_size:
             return None
         content = self.file.read_bytes()
-        if not content.endswith(b"\n"):
-            content = content[: content.rfind(b"\n") + 1]
-            self.file.write_bytes(content)
-        lines = content.decode("utf8").splitlines()
-        if not lines:
-            return None
-        if self._is_json():
-            return int(json.loads(lines[-1])["step"])
-        if tuple(next(csv.reader(lines[:1]))) != (*HEAD, *KEPT):
-            raise ValueError(f"watch: {self.file} holds other columns; give another file")
-        return int(next(csv.reader(lines[-1:]))[0]) if len(lines) > 1 else None
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole.decode("utf8", errors="replace").splitlines()
+        last = self._last_step(lines) if lines else None
+        if len(whole) < len(content) and (lines or content.startswith(self._start())):
+            self.file.write_bytes(whole)
+        elif len(whole) < len(content):
+            self._refuse_file()
+        return last
+
+    def _start(self) -> bytes:
+        return b'{"step"' if self._is_json() else b"step,"
+
+    def _last_step(self, lines: list[str]) -> int | None:
+        try:
+            if self._is_json():
+                return int(json.loads(lines[-1])["step"])
+            if tuple(next(csv.reader(lines[:1]))) != (*HEAD, *KEPT):
+                self._refuse_file()
+            return int(next(csv.reader(lines[-1:]))[0]) if len(lines) > 1 else None
+        except (ValueError, TypeError, LookupError):
+            self._refuse_file()
+
+    def _refuse_file(self) -> NoReturn:
+        raise ValueError(f"watch: {self.file} holds other columns; give another file")
 
     def _is_json(self) -> bool:
         return self.file.suffix in (".jsonl", ".json", ".ndjson")

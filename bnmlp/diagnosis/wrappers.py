@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from bnmlp.checks import check_module
 from bnmlp.diagnosis.anatomy import Anatomy, anatomy_of
 from bnmlp.networks.protocol import One
 from bnmlp.networks.wrappers import unwrapped
@@ -28,8 +28,7 @@ def dissected(model: nn.Module) -> tuple[Anatomy, list[str], bool]:
         TypeError: If it is no module.
         ValueError: If it cannot be measured as it is: sharded, scripted or without its parameters.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"measure: expected a module, got {type(model).__name__}")
+    check_module("measure", model, ())
     model, off = unwrapped(model)
     notes = [_words(wrapper) for wrapper in off]
     distributed = any(isinstance(wrapper, DistributedDataParallel) for wrapper in off)
@@ -60,8 +59,7 @@ def _refuse(anatomy: Anatomy) -> None:
             f"measure: parameters are sharded ({found}), so no process has a whole gradient; "
             "measure the module before it is sharded, or a copy that has loaded its full state"
         )
-    if isinstance(anatomy.module, torch.jit.ScriptModule):
-        raise ValueError("measure: a scripted module shows none of its calls; measure its source")
+    check_module("measure", anatomy.module, anatomy.parts)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in anatomy.parameters.values()):
         raise ValueError(
             "measure: lazy modules have no parameters yet; run the network once, then measure it"
