@@ -114,7 +114,7 @@ def test_the_page_is_one_file_for_light_and_dark(report, tmp_path):
     assert not page.open and not page.links and "script" not in page.tags
     assert page.tags.count("svg") == 3 and page.tags.count("tr") == 152
     assert "prefers-color-scheme: dark" in text and "http" not in text
-    assert "Gradients explode" in text and "history/mlps-to-forty-layers" in text
+    assert "Gradients explode" in text and "practice/measure-your-network" in text
     assert len(text) < 300_000
 
 
@@ -192,7 +192,7 @@ def test_chapters_that_are_named_exist():
     text = "".join(
         p.read_text(encoding="utf8") for p in (HERE / "bnmlp" / "diagnosis").glob("*.py")
     )
-    parts = "network|theory|initialisation|training|history|dynamics|curvature"
+    parts = "practice|network|theory|initialisation|training|history|dynamics|curvature"
     named = set(re.findall(rf'"((?:{parts})/[a-z0-9-]+)"', text))
     assert len(named) > 5
     for chapter in named:

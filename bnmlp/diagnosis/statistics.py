@@ -44,7 +44,7 @@ from bnmlp.networks.wrappers import unwrapped
 
 PARTS = 16  # of the samples, whose losses tell how sure a difference is
 SURE = 4.0  # standard errors
-APART, ALIKE = 8, 1e-2  # samples whose output alone is compared, and how close it has to be
+APART, ALIKE = 2, 1e-2  # samples whose output alone is compared, and how close it has to be
 UNCOUNTED = "the input has no tensor that counts samples"
 WORSE = 0.1  # share by which a loss or an accuracy has to change to be worth a word
 

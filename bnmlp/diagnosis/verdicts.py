@@ -23,12 +23,20 @@ ALIGNED, ONE = 0.99, 0.999  # mean cosines of samples: nearly, and all but one d
 DEAD = 0.75  # share of features of a rectifier; where samples align it is near a half
 CLOSE = 3.0  # nats to overflow
 
-SKIP = (
-    "Put a skip connection around every block: networks of this kind train at 40 layers with it",
-    "history/mlps-to-forty-layers",
+CHAIN = (
+    "Put a skip connection around every block; or keep the chain, with tanh in place of ReLU, "
+    "orthogonal weights and gains that fall with the layer: bnmlp.orthogonal_(model), "
+    "bnmlp.shape_(model, 0.4)",
+    "practice/measure-your-network",
 )
+CALM = (
+    "Divide the last matrix of each of the L branches by the root of L: what they add up to is "
+    "then no larger than the stream",
+    "practice/measure-your-network",
+)
+BRANCHES = 8  # from which on their number matters
 ADVICE = {
-    "relu-batch": SKIP,
+    "relu-batch": CHAIN,
     "linear-gaussian": (
         "Start from orthogonal weights (bnmlp.haar_orthogonal): gradients stay level",
         "initialisation/gradients-depth",
@@ -113,7 +121,7 @@ def diagnose(
     found = Diagnosis()
     _not_finite(found, tables, loss, input_faults)
     _gradients(found, tables, rates, prediction)
-    _signals(found, rates, prediction)
+    _signals(found, tables, rates, prediction)
     _aligned(found, tables, prediction)
     for check in (_dead, _zero, _headroom):
         check(found, tables)
@@ -196,7 +204,9 @@ def _gradients(
     found.findings.append(Finding(kind, "serious", sentence, evidence, advice, chapter))
 
 
-def _signals(found: Diagnosis, rates: dict[str, Rate | None], prediction: Prediction) -> None:
+def _signals(
+    found: Diagnosis, tables: Sequence[Table], rates: dict[str, Rate | None], prediction: Prediction
+) -> None:
     rate = rates["signals"]
     if rate is None:
         return
@@ -211,11 +221,18 @@ def _signals(found: Diagnosis, rates: dict[str, Rate | None], prediction: Predic
         f"{'grows' if grows else 'shrinks'} by {_rate(rate)} per layer, {_fold(rate.total)} over "
         f"{rate.layers} layers{_left_out(rate)}."
     )
-    known = prediction.rule == "mean-field"
-    advice, chapter = CRITICAL if known else (None, None)
+    advice, chapter = CRITICAL if prediction.rule == "mean-field" else (None, None)
+    if grows and all(map(_is_bare_stream, tables)):
+        advice, chapter = CALM
     found.findings.append(
         Finding(kind, "serious", sentence, {"rate": rate.to_dict()}, advice, chapter)
     )
+
+
+def _is_bare_stream(table: Table) -> bool:
+    """Whether many branches are added to a stream, and nothing is normalised."""
+    sums = int((~np.isnan(table["branch_over_stream"])).sum())
+    return sums >= BRANCHES and not any("norm" in kind.lower() for kind in table.kind)
 
 
 def _aligned(found: Diagnosis, tables: Sequence[Table], prediction: Prediction) -> None:
@@ -327,7 +344,7 @@ def _advice(prediction: Prediction, grows: bool) -> tuple[str | None, str | None
     if prediction.rule == "activation-batch" and prediction.formula.startswith(("tanh", "sin")):
         return SHAPE
     if prediction.rule == "activation-batch" and prediction.formula.startswith("relu"):
-        return SKIP
+        return CHAIN
     return ADVICE.get(prediction.rule, (None, None))
 
 

@@ -93,7 +93,7 @@ class Watch:
             raise ValueError(
                 "watch: a compiled module calls no hooks; call bnmlp.measure at intervals instead"
             )
-        self.anatomy, _, _ = dissected(model)
+        self.anatomy, _, _ = dissected(model, "watch")
         self.every = whole_number("every", every)
         self.file, self.level, self.scaler = Path(file), level, scaler
         last = self._look_at_file()
