@@ -206,6 +206,7 @@ def test_numbers_of_several_kinds_in_one_network():
     assert [rows.loc[name, "dtype"] for name in ("wide", "narrow", "head")] == [
         "float64", "bfloat16", "float32",
     ]  # fmt: skip
+    assert "calls that return complex numbers have no rows" in report.headline()
     assert rows.loc["narrow", "headroom"] < rows.loc["wide", "headroom"]
 
 

@@ -35,8 +35,6 @@ from bnmlp.machine.structures import samples_of, tensors_of
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import averaging
 
-HIDDEN = "calls under torch.vmap and other transforms of functions have no rows"
-
 
 def measure(
     model: nn.Module,
@@ -164,6 +162,7 @@ def _module(
 ) -> _Found:
     tables, losses, accuracies, notes, words = [], [], [], [], ""
     unused: set[str] | None = None
+    left_out: set[str] = set()
     for x, y in several:
         found = one_pass(anatomy, x, y, setting)
         if distributed:
@@ -181,8 +180,8 @@ def _module(
         absent = {name for name, g in found.gradients.items() if g is None}
         unused = absent if unused is None else unused & absent
         words = found.words
-        if found.transformed and HIDDEN not in notes:
-            notes.append(HIDDEN)
+        left_out |= found.left_out
+    notes += [f"calls that {what} have no rows" for what in sorted(left_out)]
     table, spreads = averaged(tables)
     if table is not None and len(tables) > sum(t.name == tables[0].name for t in tables):
         notes.append("batches with other calls than the first are left out of the averages")

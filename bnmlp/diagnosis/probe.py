@@ -32,7 +32,7 @@ class Pass:
         words: What the loss is.
         accuracy: Share of labels that are right, or None.
         careful: Whether numbers are in float64 and what is not finite was counted.
-        transformed: Whether there were calls under ``torch.vmap``, which have no rows.
+        left_out: What calls do that have no rows, in words.
     """
 
     rows: list[Row]
@@ -42,7 +42,7 @@ class Pass:
     words: str
     accuracy: Tensor | None
     careful: bool
-    transformed: bool = False
+    left_out: frozenset[str] = frozenset()
 
     @cached_property
     def norms(self) -> np.ndarray:
@@ -115,7 +115,7 @@ def _attempt(
             gradients = _gradients(score.loss, parameters, scale, recorder.unlinked)
     return Pass(
         recorder.rows, gradients, scale, score.loss.detach(), score.words, score.accuracy, careful,
-        recorder.transformed,
+        frozenset(recorder.left_out),
     )  # fmt: skip
 
 

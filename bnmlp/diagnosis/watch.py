@@ -22,7 +22,7 @@ from bnmlp.diagnosis.kept import measuring
 from bnmlp.diagnosis.probe import Pass
 from bnmlp.diagnosis.recorder import LEVELS, Recorder
 from bnmlp.diagnosis.table import COLUMNS, Table, table_of
-from bnmlp.diagnosis.weights import Weights, euclidean, numbers
+from bnmlp.diagnosis.weights import Weights, dense, euclidean, numbers
 from bnmlp.diagnosis.wrappers import dissected
 
 HEAD = ("step", "name", "kind", "shape", "dtype")
@@ -43,7 +43,9 @@ def watch(
     """Append the rows of :func:`bnmlp.measure` to a file along a training run.
 
     A step is a call of the model in training mode with gradients on. At every so many, hooks record
-    that step's own forward and backward pass; in between only steps are counted. Close the watch
+    that step's own forward and backward pass; in between only steps are counted. Where the model is
+    called several times before one backward pass, rows are those of the recorded call, and
+    gradients of weights those of all. Close the watch
     after training, or use it in a ``with`` statement, which also closes it after an error.
 
     Args:
@@ -127,9 +129,11 @@ class Watch:
         """Before a call of the model: write the last record, perhaps begin the next."""
         if self._idle or measuring() or not (module.training and torch.is_grad_enabled()):
             return
-        self._finish()
         step, self.step = self.step, self.step + 1
-        if (step - self._first) % self.every == 0:
+        due = (step - self._first) % self.every == 0
+        if due or (self._pending is not None and not self._pending.waiting()):
+            self._finish()
+        if due:
             scale = float(self.scaler.get_scale()) if self.scaler is not None else 1.0
             self._pending = _Step(self.anatomy, self.level, step, scale, self._finish)
 
@@ -220,6 +224,7 @@ class _Step:
         self.parameters = anatomy.parameters
         self.measured: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.handles: list[Any] = []
+        self.returned = False
         self.recorder.attach()
         for name, p in self.parameters.items():
             if p.requires_grad:
@@ -229,9 +234,14 @@ class _Step:
         if self.mode is not None:
             self.mode.__enter__()
 
+    def waiting(self) -> bool:
+        """Whether the call went well and no gradient has come yet: others may be called before."""
+        return self.returned and not self.measured
+
     def _leave(self, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         """After the call, also if it failed."""
         if self.recorder.forwards:
+            self.returned = output is not None
             self.recorder.forwards, self.recorder.backwards = False, True
             if self.mode is not None:
                 self.mode.__exit__(None, None, None)
@@ -240,7 +250,7 @@ class _Step:
         def measured(gradient: Tensor) -> None:
             if not self.measured:  # at the end of this backward pass
                 torch.autograd.Variable._execution_engine.queue_callback(self.done)
-            w, g = (self.recorder.wide(t.detach()) for t in (p, gradient))
+            w, g = (self.recorder.wide(t.detach()) for t in (p, dense(gradient)))
             self.measured[name] = (
                 euclidean(w),
                 euclidean(g),
@@ -255,7 +265,7 @@ class _Step:
         self.recorder.detach()
         for handle in self.handles:
             handle.remove()
-        if not rows or not self.measured:
+        if not self.measured or all(row.gradient is None for row in rows):
             return None
         found = Pass(rows, {}, self.scale, torch.tensor(math.nan), "", None, careful=False)
         return table_of(found, self._weights())
