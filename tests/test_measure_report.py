@@ -230,6 +230,9 @@ def test_the_command_knows_models_of_packages_and_data():
     assert tokens.exit_code == 0 and "random integers below 7" in tokens.output, tokens.output
 
 
+LINEAR = ["torch.nn:Linear", "--argument", "in_features=3", "--argument", "out_features=4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -237,11 +240,20 @@ def test_the_command_knows_models_of_packages_and_data():
         (["torch.nn:Linear", "--input", "ax3"], "expected sizes"),
         (["torch.nn:Nothing", "--input", "2x3"], "cannot use torch.nn:Nothing"),
         (["torch.nn:Linear", "--input", "2x3"], "torch.nn:Linear failed"),
+        ([*LINEAR, "--input", "2x7"], "called with a tensor of shape (2, 7), float32"),
+        ([*LINEAR, "--input", "2x3", "--integers", 9], "called with a tensor of shape (2, 3), int"),
+        ([*LINEAR, "--input", "9x3", "--classes", 40], "but the output has 4 classes"),
+        ([*LINEAR, "--input", "2x3", "--html", "missing/r.html"], "there is no folder missing"),
+        ([*LINEAR, "--data", "nothing"], "unknown dataset"),
+        (["torch.nn:BatchNorm1d", "--argument", "num_features=3", "--input", "1x3"], "training=Fal"),
+        (["missing.py:build", "--input", "2x3"], "no file"),
+        (["torch:zeros", "--argument", "size=3", "--input", "2x3"], "expected a module"),
     ],
 )
 def test_the_command_explains_what_is_missing(arguments, message):
     found = run(*arguments)
-    assert found.exit_code == 1 and message in found.output
+    assert found.exit_code == 1 and message in found.output, found.output
+    assert "Traceback" not in found.output and isinstance(found.exception, SystemExit)
 
 
 def test_the_report_is_a_public_name():

@@ -301,6 +301,76 @@ def test_a_scale_that_does_not_exist_is_blamed_on_the_loss_and_not_on_the_last_l
         assert "gradient-not-finite" not in {f.kind for f in report.findings}
 
 
+def test_values_that_do_not_exist_are_counted_in_all_batches_and_in_targets():
+    model, batches = perceptron(), [data() for _ in range(4)]
+    batches[2][0][0, :3] = float("nan")
+    report = measure(model, batches)
+    found = {f.kind: f for f in report.findings}
+    assert found["input-not-finite"].evidence["entries"] == 3
+    assert found["output-not-finite"].evidence["entries"] == 32
+    y = torch.randn(32, 5)
+    y[4, 2:] = float("inf")
+    (found,) = [f for f in measure(model, data()[0], y).findings if f.severity == "broken"]
+    assert found.kind == "loss-not-finite" and "targets hold 3 values" in found.sentence
+
+
+def test_a_loss_that_is_flat_is_no_fault_of_the_layers():
+    (x, y), model = data(), perceptron()
+    for loss_fn in (
+        lambda out, y: F.relu(out.abs().mean() - 100),
+        lambda out, y: F.cross_entropy(1e4 * (out + 9 * F.one_hot(y, 5)), y),
+    ):
+        report = measure(model, x, y, loss_fn=loss_fn)
+        (found,) = [f for f in report.findings if f.kind == "zero-gradients"]
+        assert found.severity == "note" and "slope of the loss in the output" in found.sentence
+        assert report.verdict == "none"
+
+
+def test_a_rectifier_that_is_off_explains_what_follows_from_it():
+    layers = [m for _ in range(7) for m in (nn.Linear(20, 20), nn.ReLU())]
+    model, (x, y) = nn.Sequential(*layers, nn.Linear(20, 5)), data()
+    nn.init.constant_(model[4].bias, -50.0)
+    found = {f.kind: f for f in measure(model, x, y).findings}
+    assert "samples-align" not in found and found["dead-units"].evidence["calls"] == ["5"]
+    assert "5 is zero for every sample" in found["zero-gradients"].sentence
+    assert found["zero-gradients"].severity == "serious"
+
+
+def deep_plain(activation):
+    layers = []
+    for _ in range(20):
+        layers += [nn.Linear(100, 100), activation()]
+        nn.init.normal_(layers[-2].weight, std=0.05)
+    return nn.Sequential(*layers, nn.Linear(100, 5))
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU])
+def test_a_critical_variance_is_advised_for_activations_that_have_it_in_the_chapter(activation):
+    report = measure(deep_plain(activation), *data(60, 100))
+    found = [f for f in report.findings if f.kind.startswith(("gradient-", "signal-"))]
+    advised = any(f.advice and "critical" in f.advice for f in found)
+    assert report.prediction.rule == "mean-field" and found
+    assert advised == (activation in (nn.Tanh, nn.ReLU))
+
+
+def test_steps_in_time_are_told_from_layers():
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.RNNCell(20, 32), nn.Linear(32, 5)
+
+        def forward(self, x):
+            h = x.new_zeros(len(x), 32)
+            for _ in range(60):
+                h = self.cell(x, h)
+            return self.head(h)
+
+    (found,) = [f for f in measure(Unrolled(), *data()).findings if f.kind == "gradient-vanishing"]
+    assert "calls of one weight" in found.sentence and "what layers put out" in found.sentence
+    plain = measure(deep_plain(nn.Tanh), *data(60, 100)).findings
+    assert not any("calls of one weight" in f.sentence for f in plain)
+
+
 def test_parts_in_evaluation_mode_are_named_since_training_measures_others():
     model, (x, y) = perceptron().train(), data()
     model[1].eval()

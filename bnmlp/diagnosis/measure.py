@@ -115,8 +115,9 @@ def _measured(
     )  # fmt: skip
     rates = rates_of(found.tables)
     first_x, first_y = several[0]
+    input_faults, target_faults = (sum(map(_faults, parts)) for parts in zip(*several, strict=True))
     diagnosis = diagnose(
-        found.tables, rates, found.prediction, found.loss, _faults(first_x), found.unused
+        found.tables, rates, found.prediction, found.loss, input_faults, found.unused, target_faults
     )
     compared = None
     if statistics:
@@ -246,7 +247,7 @@ def _jacobian(
 
 
 def _faults(x: Any) -> int:
-    """Nan and infinite entries of an input."""
+    """Nan and infinite entries of an input or of targets."""
     found = (t.to_dense() if t.is_sparse or t.is_sparse_csr else t for t in tensors_of(x))
     return sum(int((~t.isfinite()).sum()) for t in found if t.is_floating_point())
 
