@@ -271,7 +271,7 @@ def measure_network(
     root: Root = None,
 ) -> None:
     """Measure a network: rates with intervals, what is wrong, what helps."""
-    with _plain_errors():
+    with _plain_errors("interrupted; nothing was written"):
         if (shape is None) == (data is None):
             raise ValueError("give --input SHAPE for random inputs, or --data NAME")
         x, y, words = (
@@ -322,7 +322,9 @@ def _status_row(folder: Path) -> dict[str, object]:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _plain_errors(
+    stopped: str = "interrupted; the same command goes on from the last checkpoint",
+) -> Iterator[None]:
     """What a user can mend is one line on standard error, not a traceback."""
     try:
         yield
@@ -335,7 +337,7 @@ def _plain_errors() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:  # a sweep, a missing device, too little memory
         _fail(reason(error))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint")
+        _fail(stopped)
 
 
 def _fail(message: str) -> None:

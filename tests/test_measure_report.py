@@ -245,9 +245,12 @@ LINEAR = ["torch.nn:Linear", "--argument", "in_features=3", "--argument", "out_f
         ([*LINEAR, "--input", "9x3", "--classes", 40], "but the output has 4 classes"),
         ([*LINEAR, "--input", "2x3", "--html", "missing/r.html"], "there is no folder missing"),
         ([*LINEAR, "--data", "nothing"], "unknown dataset"),
-        (["torch.nn:BatchNorm1d", "--argument", "num_features=3", "--input", "1x3"], "training=Fal"),
+        (
+            ["torch.nn:BatchNorm1d", "--argument", "num_features=3", "--input", "1x3"],
+            "training=Fal",
+        ),
         (["missing.py:build", "--input", "2x3"], "no file"),
-        (["torch:zeros", "--argument", "size=3", "--input", "2x3"], "expected a module"),
+        (["builtins:dict", "--input", "2x3"], "expected a module, got dict"),
     ],
 )
 def test_the_command_explains_what_is_missing(arguments, message):
