@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import bnmlp
 from bnmlp import measure
@@ -451,6 +451,7 @@ REFUSED = {
     "arrays as targets": (perceptron, X, Y.numpy(), "y holds arrays of NumPy"),
     "arrays by name": (Siamese, {"left": X, "right": X.numpy()}, Y % 2, "x holds arrays"),
     "a dataset": (perceptron, TensorDataset(X, Y), None, "pass torch.utils.data.DataLoader"),
+    "a loader and targets": (perceptron, DataLoader(TensorDataset(X, Y)), Y, "leave y out"),
     "an empty batch": (perceptron, X[:0], Y[:0], "the batch is empty"),
     "no batches": (perceptron, [], None, "iterable of batches is empty"),
     "numbers on meta": (perceptron, X.to("meta"), Y, "'meta' and holds no numbers"),

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from bnmlp.layers.seeds import random_source
 from bnmlp.machine.structures import applied, first_tensor, mapped, tensors_of
@@ -48,7 +48,8 @@ def batches_of(x: Any, y: Any, most: int) -> Iterator[tuple[Any, Any]]:
         Pairs of arguments and targets, these None where a batch has none.
 
     Raises:
-        TypeError: If something holds no tensors but what would have to be made into some.
+        TypeError: If something holds no tensors but what would have to be made into some, or a
+            loader comes with targets beside its own.
         ValueError: If an iterable or a batch is empty.
     """
     if isinstance(x, Dataset):
@@ -56,6 +57,8 @@ def batches_of(x: Any, y: Any, most: int) -> Iterator[tuple[Any, Any]]:
             "measure: a dataset gives single samples; pass torch.utils.data.DataLoader(dataset, "
             "batch_size=...), which gives batches"
         )
+    if isinstance(x, DataLoader) and y is not None:
+        raise TypeError("measure: a loader brings its own targets; leave y out")
     for given, targets in _batches_of(x, y, most):
         _refuse_batch(given, targets)
         yield given, targets
