@@ -304,12 +304,7 @@ def test_networks_of_replicas_have_rows_by_their_protocol():
 
 
 def test_what_cannot_be_measured_is_refused_in_words():
-    class FullyShardedDataParallel(nn.Linear):
-        """Has the name of what it stands for."""
-
     x = torch.randn(3, 4)
-    with pytest.raises(ValueError, match="sharded"):
-        measure(FullyShardedDataParallel(4, 2), x)
     with pytest.raises(ValueError, match="lazy"):
         measure(nn.LazyLinear(3), x)
     with pytest.raises(ValueError, match="meta"):
@@ -322,14 +317,33 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from bnmlp import BNMLP, measure
+from bnmlp import BNMLP, measure, watch
+
+def refuses_shards(network, x, y):
+    mesh = init_device_mesh("cpu", (2,))
+    once, again = network(), fully_shard(network(), mesh=mesh)
+    inside = nn.Sequential(fully_shard(network(), mesh=mesh), nn.Linear(3, 3))
+    once = FullyShardedDataParallel(once, device_id=torch.device("cpu"), device_mesh=mesh)
+    for sharded in (once, again, inside):
+        before = sharded(x)
+        for take in (lambda: measure(sharded, x, y), lambda: watch(sharded, file="unused.csv")):
+            try:
+                take()
+            except ValueError as error:
+                assert "parameters are sharded" in str(error) and "before it is" in str(error)
+            else:
+                raise AssertionError("was not refused")
+        assert torch.equal(sharded(x), before)
 
 def work(rank, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    network = lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    model = network()
     x, y = torch.randn(10, 6), torch.randint(3, (10,))
     whole = measure(model, x, y).tables[0]
     half = slice(5 * rank, 5 * rank + 5)
@@ -342,6 +356,7 @@ def work(rank, port):
     assert "averaged over 2 processes" in report.facts.notes[0]
     alone = measure(model, x[half], y[half]).tables[0]
     assert abs(alone["weight_gradient_norm"][0] / whole["weight_gradient_norm"][0] - 1) > 1e-3
+    refuses_shards(network, x, y)
     dist.destroy_process_group()
 
 if __name__ == "__main__":
@@ -350,7 +365,7 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_measure_the_gradient_of_both_halves(tmp_path):
+def test_two_processes_measure_the_gradient_of_both_halves_and_refuse_shards(tmp_path):
     import socket
 
     with socket.socket() as free:

@@ -116,12 +116,16 @@ def _measured(
     )  # fmt: skip
     rates = rates_of(found.tables)
     first_x, first_y = several[0]
+    input_faults, target_faults = (sum(map(_faults, parts)) for parts in zip(*several, strict=True))
     diagnosis = diagnose(
-        found.tables, rates, found.prediction, found.loss, _faults(first_x), found.unused
+        found.tables, rates, found.prediction, found.loss, input_faults, found.unused, target_faults
     )
     compared = None
     if statistics:
         compared = _statistics(model, first_x, first_y, setting.loss_fn, notes)
+    if setting.training and (still := [name for name, m in anatomy.parts if not m.training]):
+        which = "the model was" if "" in still else f"{len(still)} parts were"
+        notes.append(f"{which} in evaluation mode; training=None measures as it is")
     findings = [*diagnosis.findings, *(compared.findings if compared is not None else ())]
     size = sum(p.numel() for p in anatomy.parameters.values())
     facts = Facts(
@@ -160,6 +164,7 @@ def _module(
 ) -> _Found:
     tables, losses, accuracies, notes, words = [], [], [], [], ""
     unused: set[str] | None = None
+    left_out: set[str] = set()
     for x, y in several:
         found = one_pass(anatomy, x, y, setting)
         if distributed:
@@ -177,6 +182,8 @@ def _module(
         absent = {name for name, g in found.gradients.items() if g is None}
         unused = absent if unused is None else unused & absent
         words = found.words
+        left_out |= found.left_out
+    notes += [f"calls that {what} have no rows" for what in sorted(left_out)]
     table, spreads = averaged(tables)
     if table is not None and len(tables) > sum(t.name == tables[0].name for t in tables):
         notes.append("batches with other calls than the first are left out of the averages")
@@ -215,7 +222,12 @@ def _statistics(
 ) -> Statistics | None:
     """Running against batch statistics; None without batch normalisation."""
     if not is_stack(model):
-        return compare(model, x, y, loss_fn)
+        try:
+            return compare(model, x, y, loss_fn)
+        except Exception as error:  # whatever the reader's network raises in evaluation mode only
+            why = f"{type(error).__name__}: {error}"
+            notes.append(f"running averages are not compared with those of the batch, {why}")
+            return None
     if averaging(model):
         notes.append(
             "running averages are not compared with batch statistics in networks of several "
@@ -229,13 +241,16 @@ def _jacobian(
 ) -> dict[str, Spectrum] | None:
     if wanted is False:
         return None
+    if isinstance(wanted, str):
+        wanted = [wanted]
     names = None if isinstance(wanted, bool) else list(wanted)
     return jacobian_spectra(model, x, names, training=training)
 
 
 def _faults(x: Any) -> int:
-    """Nan and infinite entries of an input."""
-    return sum(int((~t.isfinite()).sum()) for t in tensors_of(x) if t.is_floating_point())
+    """Nan and infinite entries of an input or of targets."""
+    found = (t.to_dense() if t.is_sparse or t.is_sparse_csr else t for t in tensors_of(x))
+    return sum(int((~t.isfinite()).sum()) for t in found if t.is_floating_point())
 
 
 def _mode(model: nn.Module, training: bool | None) -> str:

@@ -43,6 +43,8 @@ from bnmlp.networks.wrappers import unwrapped
 
 PARTS = 16  # of the samples, whose losses tell how sure a difference is
 SURE = 4.0  # standard errors
+APART, ALIKE = 2, 1e-2  # samples whose output alone is compared, and how close it has to be
+UNCOUNTED = "the input has no tensor that counts samples"
 WORSE = 0.1  # share by which a loss or an accuracy has to change to be worth a word
 
 
@@ -67,7 +69,8 @@ class Statistics:
             samples) with ``_batch``, ``_running`` and ``_recalibrated`` statistics; ``unscored``,
             why there is no loss, if so; ``spread_lost`` in evaluation, nats, and
             ``spread_lost_predicted``; ``assumption`` of the theory that fails, in words; ``sure``,
-            standard errors by which recalibration lowers the loss.
+            standard errors by which recalibration lowers the loss; ``not_recalibrated``, why there
+            are no such averages, if so.
         findings: The worst first.
     """
 
@@ -134,14 +137,14 @@ def compare(
         with watched(norms) as path:  # first, so that what moments compute counts as the norm's
             evaluated, running = _pass(model, norms, x)
         trained, batch = _pass_in_training(model, norms, x, evaluated)
-        fresh = _recalibrated(model, x, calibration)
+        fresh, why = _recalibrated(model, x, running, calibration)
         outputs = {"batch": batch, "running": running, "recalibrated": fresh}
         scores, unscored = _scores(outputs, y, samples_of(x) or 0, loss_fn)
     called = [norm for norm, _ in evaluated]
     rows = averages_table(model, evaluated, trained)
     told = prediction(called, rows, path)
     _add_predictions(rows, told)
-    summary = _summary(scores, told) | {"unscored": unscored}
+    summary = _summary(scores, told) | {"unscored": unscored, "not_recalibrated": why}
     findings = findings_of_averages(rows, called)
     made = all(row["never_updated"] for row in rows)
     if made and not _has_learnt(summary, y):  # a network that was just made: nothing is lost
@@ -179,21 +182,37 @@ def _pass_in_training(
     return found
 
 
-def _recalibrated(model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] | None) -> Any:
-    """The output with statistics of other samples; None where there are too few."""
+def _recalibrated(
+    model: nn.Module, x: Any, running: Any, calibration: Tensor | Iterable[Any] | None
+) -> tuple[Any, str | None]:
+    """The output with statistics of other samples; None where there is none, and why."""
     n = samples_of(x) or 0
     if calibration is not None:
         batches = [calibration] if isinstance(calibration, Tensor) else calibration
-        return output_behind(model, batches, x)
+        return output_behind(model, batches, x), None
+    if n < 2:
+        return None, UNCOUNTED if n < 1 else "there is one sample"
     halves = torch.arange(0, n, 2), torch.arange(1, n, 2)
     try:
+        if not _apart(model, x, running, halves[0][:APART], n):
+            return None, "samples have a part in each other's output, as in a graph"
         parts = [
             (judged, output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
             for judged, others in (halves, halves[::-1])
         ]
-    except (ValueError, RuntimeError):  # too few samples, or a size of batch that is built in
-        return None
-    return joined(parts, n)
+    except Exception as error:  # a size that is built in, or nodes of a graph
+        return None, f"half of the samples cannot be taken alone ({type(error).__name__})"
+    return joined(parts, n), None
+
+
+def _apart(model: Any, x: Any, output: Any, index: Tensor, n: int) -> bool:
+    """Whether samples have no part in each other's output: not nodes of a graph, nor words."""
+    alone = logits_of(call_module(model, sliced(x, index, n)))
+    together = logits_of(sliced(output, index, n))
+    if alone is None or together is None or not alone.ndim or alone.shape != together.shape:
+        return True  # no output for each sample, which scoring will say
+    size = torch.nan_to_num(together, 0.0, 0.0, 0.0).abs().max()
+    return torch.allclose(alone, together, 0.0, ALIKE * float(size), equal_nan=True)
 
 
 def _logits(output: Any, n: int) -> Tensor:
@@ -210,6 +229,8 @@ def _scores(
     outputs: dict[str, Any], y: Any, n: int, loss_fn: LossFunction | None
 ) -> tuple[dict[str, _Score], str | None]:
     """Scores by name, without losses where these cannot be had, and why not."""
+    if n < 1:
+        return dict.fromkeys(outputs, _Score()), UNCOUNTED
     try:
         return {name: _score(found, y, n, loss_fn) for name, found in outputs.items()}, None
     except _UnscoredError as error:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bnmlp.layers.normalization import refuse_single_sample
 from bnmlp.machine.precision import float64
 from bnmlp.machine.randomness import random_state_kept
-from bnmlp.machine.structures import applied, moved
+from bnmlp.machine.structures import applied, mapped, moved
 from bnmlp.networks.protocol import averages_kept, averaging
 from bnmlp.networks.wrappers import unwrapped
 
@@ -441,10 +441,18 @@ def input_of(batch: Any) -> Any:
 
 
 def call_module(module: nn.Module, given: Any) -> Any:
-    """Call a module, without autograd, with a tensor, a tuple of arguments, or a dict of them."""
+    """Call a module, without autograd, with a tensor, a tuple of arguments, or a dict of them.
+
+    Args:
+        module: Any module.
+        given: Stays as it is, also where the module overwrites what it is given.
+
+    Returns:
+        Whatever it returns.
+    """
     with warnings.catch_warnings():  # checkpointing misses gradients that nobody asks for
         warnings.filterwarnings("ignore", "None of the inputs have requires_grad", UserWarning)
-        return applied(module, given)
+        return applied(module, mapped(given, torch.clone))
 
 
 def without_compiler() -> contextlib.AbstractContextManager[Any]:
