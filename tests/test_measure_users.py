@@ -128,8 +128,20 @@ def test_nodes_of_a_graph_are_not_judged_by_halves(nodes):
     assert why in summary["not_recalibrated"] and summary["not_recalibrated"] in str(report)
 
 
-def test_the_control_samples_that_are_apart_are_judged_by_halves():
-    summary = measure(perceptron(), *data()).statistics.summary
+class Drawing(nn.Module):
+    """Adds noise in evaluation too, as what samples from a distribution does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = perceptron()
+
+    def forward(self, x):
+        return self.inner(x) + torch.randn(len(x), 1)
+
+
+@pytest.mark.parametrize("build", [perceptron, Drawing])
+def test_the_control_samples_that_are_apart_are_judged_by_halves(build):
+    summary = measure(build(), *data()).statistics.summary
     assert summary["not_recalibrated"] is None and summary["loss_recalibrated"] is not None
 
 
