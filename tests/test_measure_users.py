@@ -523,6 +523,21 @@ def test_an_error_of_the_loss_says_in_which_order_it_is_called():
         assert "called with the output, here a tensor of shape (8, 5)" in error.value.__notes__[0]
 
 
+def test_networks_side_by_side_refuse_what_they_cannot_be_measured_with():
+    model = bnmlp.BNMLP(20, 16, 5, 5)
+    for x, y, loss_fn, words in (
+        (X, Y + 3, None, "labels lie in 3..7"),
+        ({"x": X}, Y, None, "samples as a tensor"),
+        (X, Y, nn.CrossEntropyLoss(reduction="none"), "one number"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            measure(model, x, y, loss_fn=loss_fn)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    told = measure(model, X, Y, optimizer=optimizer, spectra=True).headline()
+    assert "no effect on networks of several replicas: optimizer, spectra" in told
+    assert "no effect" not in measure(model, X, Y).headline()
+
+
 def test_cures_refuse_what_is_no_module_or_no_data():
     for cure in (bnmlp.orthogonal_, bnmlp.recalibrate, bnmlp.shape_):
         with pytest.raises(TypeError, match="expected a module"):

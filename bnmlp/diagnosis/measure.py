@@ -110,6 +110,13 @@ def _measured(
         setting = replace(setting, factor=float(scaler.get_scale()))
         notes.append(f"loss multiplied by the scaler's {setting.factor:g}; results are unscaled")
     several = list(batches_of(x, y, batches))
+    given = {
+        "optimizer": optimizer,
+        "spectra": setting.spectra,
+        "level": setting.level == "functions",
+    }
+    if is_stack(model) and (idle := [name for name, value in given.items() if value]):
+        notes.append(f"no effect on networks of several replicas: {', '.join(idle)}")
     found = _stack(model, several, setting) if is_stack(model) else _module(
         anatomy, several, setting, optimizer, distributed
     )  # fmt: skip
