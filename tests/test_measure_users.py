@@ -494,6 +494,29 @@ def test_ignored_labels_are_no_labels_beyond_the_classes():
     assert measure(model, X, y).facts.loss == pytest.approx(expected, rel=1e-5)
 
 
+def test_matrices_that_are_no_modules_are_not_taken_for_layers_without_gradients():
+    class Raw(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList(torch.randn(20, 20) / 20**0.5 for _ in range(6))
+            self.head = nn.Linear(20, 5)
+
+        def forward(self, x):
+            for weight in self.weights:
+                x = torch.tanh(x @ weight)
+            return self.head(x)
+
+    text = " ".join(str(measure(Raw(), *data())).split())
+    assert "1 layer is seen; layers are modules with a matrix of their own" in text
+
+
+def test_optimisers_and_scalers_are_what_they_are_taken_for():
+    with pytest.raises(TypeError, match="optimizer= takes one"):
+        measure(perceptron(), X, Y, optimizer=[])
+    with pytest.raises(TypeError, match="scaler= takes a"):
+        measure(perceptron(), X, Y, scaler=1024.0)
+
+
 def test_a_step_that_needs_the_loss_again_is_refused():
     model = perceptron()
     with pytest.raises(ValueError, match="LBFGS evaluates the loss several times"):

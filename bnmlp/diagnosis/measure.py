@@ -82,15 +82,27 @@ def measure(
         The report; print it.
 
     Raises:
-        TypeError: If the model is no module.
+        TypeError: If the model is no module, or another argument is of the wrong kind.
         ValueError: If output and targets give no loss, the model cannot be measured as it is, or
             an option is unknown.
     """  # noqa: DOC502
     check_name("level", level, LEVELS)
+    _check_helpers(optimizer, scaler)
     batches = whole_number("batches", batches)
     setting = Setting(loss_fn, level, spectra, training)
     with no_collection():
         return _measured(model, x, y, setting, jacobian, statistics, optimizer, scaler, batches)
+
+
+def _check_helpers(optimizer: Any, scaler: Any) -> None:
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"measure: optimizer= takes one torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if scaler is not None and not hasattr(scaler, "get_scale"):
+        raise TypeError(
+            f"measure: scaler= takes a torch.amp.GradScaler, got {type(scaler).__name__}"
+        )
 
 
 def _measured(
