@@ -44,7 +44,7 @@ from bnmlp.networks.wrappers import unwrapped
 
 PARTS = 16  # of the samples, whose losses tell how sure a difference is
 SURE = 4.0  # standard errors
-APART, ALIKE = 2, 1e-2  # samples whose output alone is compared, and how close it has to be
+ALONE, ALIKE = 2, 1e-2  # samples whose output alone is compared, and how close it has to be
 UNCOUNTED = "the input has no tensor that counts samples"
 WORSE = 0.1  # share by which a loss or an accuracy has to change to be worth a word
 
@@ -137,8 +137,11 @@ def compare(
     with everything_kept(model, training=False), without_compiler():
         with watched(norms) as path:  # first, so that what moments compute counts as the norm's
             evaluated, running = _pass(model, norms, x)
+        why = _inseparable(model, x, running) if calibration is None else None
         trained, batch = _pass_in_training(model, norms, x, evaluated)
-        fresh, why = _recalibrated(model, x, running, calibration)
+        fresh = None
+        if why is None:
+            fresh, why = _recalibrated(model, x, calibration)
         outputs = {"batch": batch, "running": running, "recalibrated": fresh}
         scores, unscored = _scores(outputs, y, samples_of(x) or 0, loss_fn)
     called = [norm for norm, _ in evaluated]
@@ -181,25 +184,34 @@ def _pass_in_training(
         return _pass(model, norms, x)
 
 
+def _inseparable(model: nn.Module, x: Any, output: Any) -> str | None:
+    """Why some samples cannot be judged without the others, in evaluation; None if they can."""
+    n = samples_of(x) or 0
+    if n < 2:
+        return UNCOUNTED if n < 1 else "there is one sample"
+    try:
+        if _apart(model, x, output, torch.arange(0, n, 2)[:ALONE], n):
+            return None
+    except Exception as error:  # a size that is built in, or nodes of a graph
+        return f"some samples cannot be taken alone ({type(error).__name__})"
+    return "samples have a part in each other's output, as in a graph"
+
+
 def _recalibrated(
-    model: nn.Module, x: Any, running: Any, calibration: Tensor | Iterable[Any] | None
+    model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] | None
 ) -> tuple[Any, str | None]:
     """The output with statistics of other samples; None where there is none, and why."""
     n = samples_of(x) or 0
     if calibration is not None:
         batches = [calibration] if isinstance(calibration, Tensor) else calibration
         return _output_behind(model, batches, x), None
-    if n < 2:
-        return None, UNCOUNTED if n < 1 else "there is one sample"
     halves = torch.arange(0, n, 2), torch.arange(1, n, 2)
     try:
-        if not _apart(model, x, running, halves[0][:APART], n):
-            return None, "samples have a part in each other's output, as in a graph"
         parts = [
             (judged, _output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
             for judged, others in (halves, halves[::-1])
         ]
-    except Exception as error:  # a size that is built in, or nodes of a graph
+    except Exception as error:  # too few samples, or a size that is built in
         return None, f"half of the samples cannot be taken alone ({type(error).__name__})"
     return joined(parts, n), None
 
