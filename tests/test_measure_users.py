@@ -386,7 +386,7 @@ def test_steps_in_time_are_told_from_layers():
 def test_parts_in_evaluation_mode_are_named_since_training_measures_others():
     model, (x, y) = perceptron().train(), data()
     model[1].eval()
-    assert "1 parts were in evaluation mode" in measure(model, x, y).headline()
+    assert "1 part was in evaluation mode" in measure(model, x, y).headline()
     assert "evaluation mode" not in measure(model, x, y, training=None).headline()
     assert "the model was in evaluation mode" in measure(model.eval(), x, y).headline()
     assert "was in evaluation" not in measure(model.train(), x, y).headline()

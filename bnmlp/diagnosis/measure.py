@@ -142,7 +142,8 @@ def _measured(
     if statistics:
         compared = _statistics(model, first_x, first_y, setting.loss_fn, notes)
     if setting.training and (still := [name for name, m in anatomy.parts if not m.training]):
-        which = "the model was" if "" in still else f"{len(still)} parts were"
+        count = "1 part was" if len(still) == 1 else f"{len(still)} parts were"
+        which = "the model was" if "" in still else count
         notes.append(f"{which} in evaluation mode; training=None measures as it is")
     findings = [*diagnosis.findings, *(compared.findings if compared is not None else ())]
     size = sum(p.numel() for p in anatomy.parameters.values())
