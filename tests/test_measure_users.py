@@ -128,8 +128,20 @@ def test_nodes_of_a_graph_are_not_judged_by_halves(nodes):
     assert why in summary["not_recalibrated"] and summary["not_recalibrated"] in str(report)
 
 
-def test_the_control_samples_that_are_apart_are_judged_by_halves():
-    summary = measure(perceptron(), *data()).statistics.summary
+class Drawing(nn.Module):
+    """Adds noise in evaluation too, as what samples from a distribution does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = perceptron()
+
+    def forward(self, x):
+        return self.inner(x) + torch.randn(len(x), 1)
+
+
+@pytest.mark.parametrize("build", [perceptron, Drawing])
+def test_the_control_samples_that_are_apart_are_judged_by_halves(build):
+    summary = measure(build(), *data()).statistics.summary
     assert summary["not_recalibrated"] is None and summary["loss_recalibrated"] is not None
 
 
@@ -374,7 +386,7 @@ def test_steps_in_time_are_told_from_layers():
 def test_parts_in_evaluation_mode_are_named_since_training_measures_others():
     model, (x, y) = perceptron().train(), data()
     model[1].eval()
-    assert "1 parts were in evaluation mode" in measure(model, x, y).headline()
+    assert "1 part was in evaluation mode" in measure(model, x, y).headline()
     assert "evaluation mode" not in measure(model, x, y, training=None).headline()
     assert "the model was in evaluation mode" in measure(model.eval(), x, y).headline()
     assert "was in evaluation" not in measure(model.train(), x, y).headline()
@@ -482,6 +494,29 @@ def test_ignored_labels_are_no_labels_beyond_the_classes():
     assert measure(model, X, y).facts.loss == pytest.approx(expected, rel=1e-5)
 
 
+def test_matrices_that_are_no_modules_are_not_taken_for_layers_without_gradients():
+    class Raw(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList(torch.randn(20, 20) / 20**0.5 for _ in range(6))
+            self.head = nn.Linear(20, 5)
+
+        def forward(self, x):
+            for weight in self.weights:
+                x = torch.tanh(x @ weight)
+            return self.head(x)
+
+    text = " ".join(str(measure(Raw(), *data())).split())
+    assert "1 layer is seen; layers are modules with a matrix of their own" in text
+
+
+def test_optimisers_and_scalers_are_what_they_are_taken_for():
+    with pytest.raises(TypeError, match="optimizer= takes one"):
+        measure(perceptron(), X, Y, optimizer=[])
+    with pytest.raises(TypeError, match="scaler= takes a"):
+        measure(perceptron(), X, Y, scaler=1024.0)
+
+
 def test_a_step_that_needs_the_loss_again_is_refused():
     model = perceptron()
     with pytest.raises(ValueError, match="LBFGS evaluates the loss several times"):
@@ -509,6 +544,21 @@ def test_an_error_of_the_loss_says_in_which_order_it_is_called():
         with pytest.raises((RuntimeError, TypeError)) as error:
             measure(perceptron(), X, Y, loss_fn=wrong)
         assert "called with the output, here a tensor of shape (8, 5)" in error.value.__notes__[0]
+
+
+def test_networks_side_by_side_refuse_what_they_cannot_be_measured_with():
+    model = bnmlp.BNMLP(20, 16, 5, 5)
+    for x, y, loss_fn, words in (
+        (X, Y + 3, None, "labels lie in 3..7"),
+        ({"x": X}, Y, None, "samples as a tensor"),
+        (X, Y, nn.CrossEntropyLoss(reduction="none"), "one number"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            measure(model, x, y, loss_fn=loss_fn)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    told = measure(model, X, Y, optimizer=optimizer, spectra=True).headline()
+    assert "no effect on networks of several replicas: optimizer, spectra" in told
+    assert "no effect" not in measure(model, X, Y).headline()
 
 
 def test_cures_refuse_what_is_no_module_or_no_data():

@@ -149,13 +149,13 @@ def score_of(output: Any, y: Any, loss_fn: LossFunction | None) -> Score:
     logits = logits_of(output)
     if loss_fn is not None:
         loss = loss_called(loss_fn, output, y)
-        return Score(_number(loss), _name(loss_fn), logits, _accuracy(logits, y))
+        return Score(one_number(loss), _name(loss_fn), logits, _accuracy(logits, y))
     if y is None:
         return _own_loss(output, logits)
     if logits is None:
         _refuse_output(output)
     loss, words = default_loss(logits, y)
-    return Score(_number(loss), words, logits, _accuracy(logits, y))
+    return Score(one_number(loss), words, logits, _accuracy(logits, y))
 
 
 def loss_called(loss_fn: LossFunction, output: Any, y: Any) -> Any:
@@ -190,7 +190,18 @@ def detached(x: Any) -> Any:
     return mapped(x, lambda t: t.detach().requires_grad_() if t.requires_grad else t)
 
 
-def _number(loss: Any) -> Tensor:
+def one_number(loss: Any) -> Tensor:
+    """A loss that autograd can begin from.
+
+    Args:
+        loss: What a loss function returned.
+
+    Returns:
+        The same, without axes.
+
+    Raises:
+        ValueError: If it is not one real number that depends on a parameter.
+    """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(
@@ -211,12 +222,12 @@ def _own_loss(output: Any, logits: Tensor | None) -> Score:
     if own is None and isinstance(output, Tensor) and output.numel() == 1:
         own = output
     if isinstance(own, Tensor):
-        return Score(_number(own), "the model's own loss", logits if logits is not own else None)
+        return Score(one_number(own), "the model's own loss", logits if logits is not own else None)
     if logits is None:
         _refuse_output(output)
     direction = torch.randn(logits.shape, generator=random_source(0), device="cpu").to(logits)
     loss = (logits * direction).mean()
-    return Score(_number(loss), "product of the output with a random direction", logits)
+    return Score(one_number(loss), "product of the output with a random direction", logits)
 
 
 def _refuse_output(output: Any) -> NoReturn:

@@ -83,15 +83,27 @@ def measure(
         The report; print it.
 
     Raises:
-        TypeError: If the model is no module.
+        TypeError: If the model is no module, or another argument is of the wrong kind.
         ValueError: If output and targets give no loss, the model cannot be measured as it is, or
             an option is unknown.
     """  # noqa: DOC502
     check_name("level", level, LEVELS)
+    _check_helpers(optimizer, scaler)
     batches = whole_number("batches", batches)
     setting = Setting(loss_fn, level, spectra, training)
     with no_collection():
         return _measured(model, x, y, setting, jacobian, statistics, optimizer, scaler, batches)
+
+
+def _check_helpers(optimizer: Any, scaler: Any) -> None:
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"measure: optimizer= takes one torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if scaler is not None and not hasattr(scaler, "get_scale"):
+        raise TypeError(
+            f"measure: scaler= takes a torch.amp.GradScaler, got {type(scaler).__name__}"
+        )
 
 
 def _measured(
@@ -111,6 +123,13 @@ def _measured(
         setting = replace(setting, factor=float(scaler.get_scale()))
         notes.append(f"loss multiplied by the scaler's {setting.factor:g}; results are unscaled")
     several = list(batches_of(x, y, batches))
+    given = {
+        "optimizer": optimizer,
+        "spectra": setting.spectra,
+        "level": setting.level == "functions",
+    }
+    if is_stack(model) and (idle := [name for name, value in given.items() if value]):
+        notes.append(f"no effect on networks of several replicas: {', '.join(idle)}")
     found = _stack(model, several, setting) if is_stack(model) else _module(
         anatomy, several, setting, optimizer, distributed
     )  # fmt: skip
@@ -124,7 +143,8 @@ def _measured(
     if statistics:
         compared = _statistics(model, first_x, first_y, setting.loss_fn, notes)
     if setting.training and (still := [name for name, m in anatomy.parts if not m.training]):
-        which = "the model was" if "" in still else f"{len(still)} parts were"
+        count = "1 part was" if len(still) == 1 else f"{len(still)} parts were"
+        which = "the model was" if "" in still else count
         notes.append(f"{which} in evaluation mode; training=None measures as it is")
     findings = [*diagnosis.findings, *(compared.findings if compared is not None else ())]
     size = sum(p.numel() for p in anatomy.parameters.values())

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from bnmlp.diagnosis.forms import LossFunction
+from bnmlp.diagnosis.forms import LossFunction, loss_called, one_number
 from bnmlp.diagnosis.kept import everything_kept
 from bnmlp.diagnosis.table import COLUMNS, Table, mark_invariant
 from bnmlp.machine.modes import ordinary
 from bnmlp.machine.precision import float64
 from bnmlp.measurements.gradients import NotFiniteError, gradient_norms
+from bnmlp.networks.losses import default_loss
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import Network, batch_of
 
@@ -47,17 +47,18 @@ def tables_of_stack(
         For each network a table, its loss, and the share of labels that are right.
 
     Raises:
-        ValueError: If samples and labels do not fit.
+        ValueError: If samples and labels do not fit, or give no loss of one number.
     """
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise ValueError(
+            "measure: networks of several replicas take samples as a tensor, and labels as another"
+        )
     with everything_kept(network, training), torch.enable_grad():
         x, y = batch_of(network, ordinary(x), ordinary(y))
         known = isinstance(network, BNMLP)
         stages, logits = _recorded(network, x) if known else ([], network(x))
         losses = torch.stack(
-            [
-                (loss_fn or F.cross_entropy)(one, labels)
-                for one, labels in zip(logits, y, strict=True)
-            ]
+            [_loss(one, labels, loss_fn) for one, labels in zip(logits, y, strict=True)]
         )
         named = {k: p for k, p in network.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(losses.sum(), list(named.values()), materialize_grads=True)
@@ -75,6 +76,12 @@ def tables_of_stack(
         (_table(names, stages, numbers, outputs, r), float(losses[r]), float(right[r]))
         for r in range(network.replicas)
     ]
+
+
+def _loss(logits: Tensor, y: Tensor, loss_fn: LossFunction | None) -> Tensor:
+    if loss_fn is None:
+        return default_loss(logits, y)[0]
+    return one_number(loss_called(loss_fn, logits, y))
 
 
 class _Stage:

@@ -43,8 +43,7 @@ from bnmlp.networks.wrappers import unwrapped
 
 PARTS = 16  # of the samples, whose losses tell how sure a difference is
 SURE = 4.0  # standard errors
-NOT_ALONE = "half of the samples cannot be taken alone ({})"
-APART, ALIKE = 2, 1e-2  # samples whose output alone is compared, and how close it has to be
+ALONE, ALIKE = 2, 1e-2  # samples whose output alone is compared, and how close it has to be
 UNCOUNTED = "the input has no tensor that counts samples"
 WORSE = 0.1  # share by which a loss or an accuracy has to change to be worth a word
 
@@ -137,9 +136,11 @@ def compare(
     with everything_kept(model, training=False), without_compiler():
         with watched(norms) as path:  # first, so that what moments compute counts as the norm's
             evaluated, running = _pass(model, norms, x)
-        why = None if calibration is not None else _together(model, x, running)
+        why = _inseparable(model, x, running) if calibration is None else None
         trained, batch = _pass_in_training(model, norms, x, evaluated)
-        fresh, why = (None, why) if why else _recalibrated(model, x, calibration)
+        fresh = None
+        if why is None:
+            fresh, why = _recalibrated(model, x, calibration)
         outputs = {"batch": batch, "running": running, "recalibrated": fresh}
         scores, unscored = _scores(outputs, y, samples_of(x) or 0, loss_fn)
     called = [norm for norm, _ in evaluated]
@@ -184,16 +185,17 @@ def _pass_in_training(
     return found
 
 
-def _together(model: nn.Module, x: Any, running: Any) -> str | None:
-    """Why samples cannot be judged half by half, if so; averages have not moved since ``running``."""
+def _inseparable(model: nn.Module, x: Any, output: Any) -> str | None:
+    """Why some samples cannot be judged without the others, in evaluation; None if they can."""
     n = samples_of(x) or 0
     if n < 2:
         return UNCOUNTED if n < 1 else "there is one sample"
     try:
-        apart = _apart(model, x, running, torch.arange(0, n, 2)[:APART], n)
+        if _apart(model, x, output, torch.arange(0, n, 2)[:ALONE], n):
+            return None
     except Exception as error:  # a size that is built in, or nodes of a graph
-        return NOT_ALONE.format(type(error).__name__)
-    return None if apart else "samples have a part in each other's output, as in a graph"
+        return f"some samples cannot be taken alone ({type(error).__name__})"
+    return "samples have a part in each other's output, as in a graph"
 
 
 def _recalibrated(
@@ -210,19 +212,26 @@ def _recalibrated(
             (judged, output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
             for judged, others in (halves, halves[::-1])
         ]
-    except Exception as error:  # a size that is built in
-        return None, NOT_ALONE.format(type(error).__name__)
+    except Exception as error:  # too few samples, or a size that is built in
+        return None, f"half of the samples cannot be taken alone ({type(error).__name__})"
     return joined(parts, n), None
 
 
 def _apart(model: Any, x: Any, output: Any, index: Tensor, n: int) -> bool:
     """Whether samples have no part in each other's output: not nodes of a graph, nor words."""
-    alone = logits_of(call_module(model, sliced(x, index, n)))
-    together = logits_of(sliced(output, index, n))
+    some = sliced(x, index, n)
+    alone, together = logits_of(call_module(model, some)), logits_of(sliced(output, index, n))
     if alone is None or together is None or not alone.ndim or alone.shape != together.shape:
         return True  # no output for each sample, which scoring will say
-    size = torch.nan_to_num(together, 0.0, 0.0, 0.0).abs().max()
-    return torch.allclose(alone, together, 0.0, ALIKE * float(size), equal_nan=True)
+    if _alike(alone, together):
+        return True
+    again = logits_of(call_module(model, some))  # a network that draws differs from itself
+    return again is not None and not _alike(alone, again)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    size = torch.nan_to_num(b, 0.0, 0.0, 0.0).abs().max()
+    return torch.allclose(a, b, 0.0, ALIKE * float(size), equal_nan=True)
 
 
 def _logits(output: Any, n: int) -> Tensor:

@@ -188,9 +188,7 @@ def _gradients(
     if rate is None:
         rate, other = other, None
     if rate is None:
-        found.undecided.append(
-            "No verdict on gradients: no layer has one that is finite and not zero"
-        )
+        found.undecided.append(f"No verdict on gradients: {_without_rate(tables)}")
         return
     grows = _matters(rate) and (other is None or other.low > 0)
     shrinks = _matters(rate, -1) and (other is None or other.high < 0)
@@ -368,6 +366,17 @@ def _advice(prediction: Prediction, grows: bool) -> tuple[str | None, str | None
     if prediction.rule == "activation-batch" and prediction.formula.startswith("relu"):
         return CHAIN
     return ADVICE.get(prediction.rule, (None, None))
+
+
+def _without_rate(tables: Sequence[Table]) -> str:
+    layers = max(len(table.layers) for table in tables)
+    if layers > 1:
+        return "no two layers have one that is finite and not zero"
+    count = "1 layer is" if layers else "no layers are"
+    return (
+        f"{count} seen; layers are modules with a matrix of their own, not matrices in a "
+        "ParameterList or an attribute that forward multiplies with"
+    )
 
 
 def _has_critical_value(prediction: Prediction) -> bool:
