@@ -79,17 +79,14 @@ def _batches_of(x: Any, y: Any, most: int) -> Iterator[tuple[Any, Any]]:
 
 def _refuse_batch(x: Any, y: Any) -> None:
     for name, value in (("x", x), ("y", y)):
-        parts = value.values() if isinstance(value, Mapping) else value
-        if any(isinstance(v, np.ndarray) for v in (value, *_several(parts))):
+        parts = list(value.values()) if isinstance(value, Mapping) else value
+        parts = parts if isinstance(parts, (tuple, list)) else [parts]
+        if any(isinstance(part, np.ndarray) for part in parts):
             raise TypeError(f"measure: {name} holds arrays of NumPy; give torch.as_tensor of them")
         if any(t.is_meta for t in tensors_of(value)):
             raise ValueError(f"measure: {name} is on the device 'meta' and holds no numbers")
     if (sizes := [t.numel() for t in tensors_of(x)]) and not any(sizes):
         raise ValueError("measure: the batch is empty; give at least one sample, better a hundred")
-
-
-def _several(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, (tuple, list)) or type(value) is type({}.values()) else ()
 
 
 def output_of(model: nn.Module, x: Any) -> Any:

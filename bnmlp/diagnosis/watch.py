@@ -45,15 +45,14 @@ def watch(
     A step is a call of the model in training mode with gradients on. At every so many, hooks record
     that step's own forward and backward pass; in between only steps are counted. Where the model is
     called several times before one backward pass, rows are those of the recorded call, and
-    gradients of weights those of all. Close the watch
-    after training, or use it in a ``with`` statement, which also closes it after an error.
+    gradients of weights those of all. Close the watch after training, or use it in a ``with``
+    statement, which also closes it after an error.
 
     Args:
         model: The module that is trained, or what wraps it for data parallelism.
         every: Steps from one record to the next; the first step is recorded.
         file: Where rows go: JSON lines if its name ends in ``.jsonl``, ``.ndjson`` or ``.json``,
-            or else CSV. Rows are added
-            to those of a file that is there.
+            or else CSV. Rows are added to those of a file that is there.
         level: See :func:`bnmlp.measure`.
         start: Number of the first step; by default one record after the last in the file, or zero.
         scaler: A ``GradScaler`` that multiplies the loss; rows are unscaled.
