@@ -56,6 +56,17 @@ def test_a_claim_that_holds_shows_value_bounds_and_verdict(monkeypatch, shown):
         assert part in box, box
 
 
+def test_a_claim_seen_in_another_setting_says_what_differs(monkeypatch, shown):
+    monkeypatch.setenv("BNMLP_SCALE", "laptop")
+    elsewhere = {"source": "Figure 3", "verdict": "seen differently here"}
+    claim("size", "it is", value=1.0, low=0, setting="digits for photographs", **elsewhere)
+    ((_, box),) = shown
+    assert "Figure 3: seen differently here, digits for photographs" in box
+    for given in (elsewhere, STATEMENT | {"setting": "digits for photographs"}):
+        with pytest.raises(ValueError, match="setting goes with the verdict"):
+            claim("size", "it is", value=1.0, low=0, **given)
+
+
 def test_a_claim_without_bounds_or_verdict_is_refused():
     with pytest.raises(ValueError, match="cannot fail"):
         claim("size", "it is", value=1.0, **STATEMENT)

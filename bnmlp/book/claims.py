@@ -11,7 +11,8 @@ from typing import Literal
 
 from bnmlp.machine.settings import scale
 
-VERDICTS = ("reproduced", "sharpened", "corrected", "this book", "not testable here")
+ELSEWHERE = "seen differently here"
+VERDICTS = ("reproduced", "sharpened", "corrected", ELSEWHERE, "this book", "not testable here")
 KINDS = {
     "live": "measured in this build, on networks drawn from its seed",
     "stored": "read from results of a long run that come with the book",
@@ -32,6 +33,7 @@ def claim(
     unit: str = "",
     fmt: str = ".3g",
     reported: str = "",
+    setting: str = "",
     kind: Literal["live", "stored", "exact"] = "live",
 ) -> bool:
     """State a result, judge it, show it, and hand it to the scoreboard.
@@ -47,6 +49,8 @@ def claim(
         unit: Unit of ``value``.
         fmt: Format of the numbers.
         reported: The source's own value, as text: "2.85, read off".
+        setting: What differs from the source's setting, for the verdict ``ELSEWHERE``, which needs
+            it: "MNIST in place of CIFAR-10".
         kind: One of ``KINDS``: where the value comes from, and so what the audit asks of it. A
             live claim keeps a distance from its bounds, measured in its spread over seeds and
             machines.
@@ -55,12 +59,15 @@ def claim(
         Whether the value is finite and within the bounds.
 
     Raises:
-        ValueError: If no bound is given, or the verdict or the kind is unknown.
+        ValueError: If no bound is given, the verdict or the kind is unknown, or the verdict is
+            that of another setting and the setting is missing.
     """
     if low is None and high is None:
         raise ValueError(f"claim {name!r} cannot fail: give low, high or both")
     if verdict not in VERDICTS:
         raise ValueError(f"claim {name!r}: verdict must be one of {', '.join(VERDICTS)}")
+    if bool(setting) != (verdict == ELSEWHERE):
+        raise ValueError(f"claim {name!r}: setting goes with the verdict {ELSEWHERE!r}")
     if kind not in KINDS:
         raise ValueError(f"claim {name!r}: kind must be one of {', '.join(KINDS)}")
     value = float(value)
@@ -75,6 +82,7 @@ def claim(
             "high": None if high is None else float(high),
             "bounds": _bounds(low, high, fmt),
             "reported": reported,
+            "setting": setting,
             "source": source,
             "verdict": verdict,
             "kind": kind,
@@ -111,6 +119,8 @@ def _show(record: dict[str, object]) -> None:
     verdict = text["verdict"]
     if text["source"] != verdict:
         verdict = f"{text['source']}: {verdict}"
+    if text["setting"]:
+        verdict += f", {text['setting']}"
     reported = f", reported {text['reported']}" if text["reported"] else ""
     box = (
         f'<div class="claim claim-{state}" id="claim-{text["name"]}">'

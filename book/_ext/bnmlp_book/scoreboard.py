@@ -98,6 +98,7 @@ class Scoreboard(ClaimsDirective):
             if claim["judged"]:
                 outcome = "holds" if claim["holds"] else "does not hold"
             reported = f"; reported {claim['reported']}" if claim["reported"] else ""
+            reported += f"; here {claim['setting']}" if claim["setting"] else ""
             cells = (
                 link(self, page, claim["name"], claim["statement"]), claim["measured"], outcome,
                 audited_text(claim, audited), claim["verdict"], claim["bounds"],
