@@ -96,6 +96,8 @@ def book(tmp_path_factory):
     assert "TCP" not in build[1]
     assert "rises from left to right" in (book.root / "_build/html/book/other.html").read_text()
     assert book.strict() == (0, book.strict()[1])
+    assert "1 claim (1 reproduced), holds · 1 min to read" in book.text("book/answer")
+    assert re.search(r"Answer\s*It is 42\.", book.text("book/answer"))
     return book
 
 
@@ -206,6 +208,25 @@ def test_a_number_that_nobody_measured_is_refused_until_it_is_repaired(book):
         assert status == 1, attempt
         assert "question" in output
     book.edit("book/answer.md", "{glue:text}`question`", "{glue:text}`answer`")
+    assert executed(book.make()) == []
+    assert book.strict()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("{at-a-glance}", "{note}", "has no {at-a-glance} under its title"),
+        ("Stops: nowhere.", "", "needs the lines"),
+        ("Answer: It is {glue:text}`answer:d`.", "Answer: It is 42.", "needs one number"),
+        (":needs: other", ":needs: nothing", "there is no page nothing"),
+    ],
+)
+def test_a_box_that_is_missing_or_wrong_is_refused(book, old, new, problem):
+    book.edit("book/answer.md", old, new)
+    assert executed(book.make()) == []
+    status, output = book.strict()
+    assert status == 1 and problem in output, output
+    book.edit("book/answer.md", new or "Measured: here.", old if new else f"{old}\nMeasured: here.")
     assert executed(book.make()) == []
     assert book.strict()[0] == 0
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from jupyter_book.config import validate_yaml
 
+from bnmlp_book.glance import LINES, entries
 from bnmlp_book.sources import claims, code_cells, pages
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +160,20 @@ def test_a_chapter_ends_with_its_check_and_its_differences(page):
     check = TEXTS[page].split("\n## Check")[1]
     assert claims(page), f"{name(page)} makes no claim"
     assert len(re.findall(r"^\s*claim\(", check, re.M)) == len(claims(page))
+
+
+MOST_LETTERS = 640  # of a box, its numbers and formulas as they are written: 320 px on a phone
+
+
+@pytest.mark.parametrize("page", [page for page in NOTEBOOKS if claims(page)], ids=name)
+def test_a_page_with_claims_opens_with_a_box(page):
+    found = re.search(r"^# .+\n\n:::\{at-a-glance\}\n(.*?)^:::$", TEXTS[page], re.M | re.S)
+    assert found, "write {at-a-glance} under its title"
+    lines = entries([line for line in found[1].splitlines() if not line.startswith(":needs:")])
+    assert tuple(lines) == LINES
+    assert len(re.findall(r"\{glue:text\}", lines["Answer"])) == 1, "one number, from the page"
+    written = re.sub(r"\{[\w:]+\}`([^`]*)`", "1.23", " ".join(lines.values()))
+    assert len(written) <= MOST_LETTERS, f"{len(written)} letters: shorten it"
 
 
 def test_claims_can_be_listed_and_seen():

@@ -40,6 +40,9 @@ OVERFLOWING = """() => {
   return [`${page.scrollWidth} > ${page.clientWidth}`, ...wide.slice(0, 5)];
 }"""
 
+TALL = """() => [...document.querySelectorAll(".at-a-glance")]
+  .map(box => box.getBoundingClientRect().height).filter(height => height > 320)"""
+
 
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files without a line for each."""
@@ -97,6 +100,8 @@ def test_a_page_opens(browser, address, name, width, mode):
         assert page.evaluate("document.documentElement.dataset.theme") == mode
         problems += [f"not typeset: {text}" for text in page.evaluate(UNRENDERED)]
         problems += [f"scrolls sideways: {text}" for text in page.evaluate(OVERFLOWING)]
+        if width == 390:
+            problems += [f"box of {height} px, at most 320" for height in page.evaluate(TALL)]
         assert not problems, "\n".join(problems)
     finally:
         context.close()

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from sphinx.application import Sphinx
 
-from . import environment, execution, figures, pages, report, scoreboard, status
+from . import environment, execution, figures, glance, pages, report, scoreboard, status
 
 
 def set_site_url(app: Sphinx, config) -> None:
@@ -32,11 +32,13 @@ def setup(app: Sphinx) -> dict:
     app.connect("env-updated", execution.write_in_parallel)
     app.connect("doctree-read", pages.note_numbers_from_elsewhere)
     app.connect("doctree-read", pages.share_description)
+    app.connect("doctree-read", glance.missing)
     app.connect("env-get-outdated", pages.outdated, priority=900)
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
     app.connect("html-page-context", pages.drop_plain_spans, priority=900)
     app.connect("build-finished", figures.lighten)
     app.connect("build-finished", report.write, priority=900)
+    app.add_directive("at-a-glance", glance.AtAGlance)
     app.add_directive("build-info", status.BuildInfo)
     app.add_directive("claim-count", scoreboard.ClaimCount)
     app.add_directive("scoreboard", scoreboard.Scoreboard)
