@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from sphinx.application import Sphinx
 
-from . import environment, execution, figures, pages, report, scoreboard, status
+from . import captions, environment, execution, figures, pages, report, scoreboard, status
 
 
 def set_site_url(app: Sphinx, config) -> None:
@@ -22,6 +22,7 @@ def set_data_folder(app: Sphinx, config) -> None:
 
 def setup(app: Sphinx) -> dict:
     """Register everything."""
+    captions.setup(app)
     app.connect("config-inited", set_site_url, priority=100)
     app.connect("config-inited", set_data_folder, priority=50)
     app.connect("config-inited", execution.share_cores, priority=50)  # before torch is imported
