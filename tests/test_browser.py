@@ -42,6 +42,22 @@ OVERFLOWING = """() => {
 
 TALL = """() => [...document.querySelectorAll(".at-a-glance")]
   .map(box => box.getBoundingClientRect().height).filter(height => height > 320)"""
+# Boxes that scroll are reached by keyboard, and formulas that do not scroll are no stops.
+KEYBOARD = """() => {
+  const inside = [...document.querySelectorAll(".bd-content *")];
+  const scrolls = tag => tag.clientWidth && tag.scrollWidth > tag.clientWidth + 5
+    && /auto|scroll/.test(getComputedStyle(tag).overflowX) && !tag.matches(".math, .math *");
+  const missed = inside.filter(tag => scrolls(tag) && tag.tabIndex < 0
+    && !tag.querySelector('[tabindex="0"]'));
+  const idle = inside.filter(tag => tag.matches('.math [tabindex="0"], .math[tabindex="0"]')
+    && tag.querySelector("mjx-math").getBoundingClientRect().width <= tag.clientWidth);
+  return missed.map(tag => `out of reach: ${tag.outerHTML.slice(0, 120)}`)
+    .concat(idle.map(tag => `a stop without need: ${tag.outerHTML.slice(0, 120)}`));
+}"""
+# What a phone has no room for stands row below row; tables of many numbers may scroll.
+WORDY = """() => [...document.querySelectorAll(".bd-content table.table")]
+  .filter(tag => tag.scrollWidth > tag.parentElement.clientWidth + 1)
+  .map(tag => `a table of words scrolls: ${tag.outerHTML.slice(0, 120)}`)"""
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -100,8 +116,26 @@ def test_a_page_opens(browser, address, name, width, mode):
         assert page.evaluate("document.documentElement.dataset.theme") == mode
         problems += [f"not typeset: {text}" for text in page.evaluate(UNRENDERED)]
         problems += [f"scrolls sideways: {text}" for text in page.evaluate(OVERFLOWING)]
+        page.wait_for_timeout(100)  # for what follows the typesetting
+        problems += page.evaluate(KEYBOARD)
         if width == 390:
+            problems += page.evaluate(WORDY)
             problems += [f"box of {height} px, at most 320" for height in page.evaluate(TALL)]
         assert not problems, "\n".join(problems)
     finally:
         context.close()
+
+
+def test_on_paper_proofs_are_open_and_the_page_is_light(browser, address):
+    page = browser.new_page(color_scheme="dark")
+    page.goto(address + "book/theory/one-layer.html", wait_until="load")
+    page.evaluate("""() => addEventListener("beforeprint", () => {
+      window.printed = [...document.querySelectorAll("details.sd-dropdown")].map(tag => tag.open)
+      window.printed.push(document.documentElement.dataset.theme == "light")
+    })""")
+    page.pdf()
+    printed = page.evaluate("window.printed")
+    assert len(printed) > 1 and all(printed)
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.evaluate("!document.querySelector('details.sd-dropdown[open]')")
+    page.close()

@@ -130,6 +130,31 @@ def test_a_page_describes_itself(page):
 
 
 @pytest.mark.parametrize("page", BOOK)
+def test_the_book_has_one_name(page):
+    name = "Training without depth limits"
+    assert soup("index.html").title.get_text() == soup("book/index.html").title.get_text() == name
+    assert soup("book/index.html").h1.find(string=True).strip() == name
+    assert soup(page).title.get_text().endswith(name)
+    assert soup(page).find(class_="logo__title").get_text().strip() == name
+    assert soup(page).find("meta", attrs={"property": "og:site_name"})["content"] == name
+
+
+def test_links_of_a_missing_page_start_at_the_root():
+    article = soup("404.html").find("article")
+    links = [tag["href"] for tag in article.find_all("a", href=is_inside)]
+    links += [tag["action"] for tag in article.find_all("form")]
+    assert len(links) > 2 and all(link.startswith(BASE) for link in links)
+
+
+@pytest.mark.parametrize("page", BOOK)
+def test_tables_and_figures_say_what_they_are(page):
+    for figure in soup(page).find_all("figure", id=re.compile("^(fig|tab)-")):
+        kind = "Table" if figure["id"].startswith("tab-") else "Fig."
+        assert figure.find(class_="caption-number").get_text().startswith(kind), figure["id"]
+    assert not soup(page).find(string=re.compile("(Show|Hide) code cell"))
+
+
+@pytest.mark.parametrize("page", BOOK)
 def test_a_page_is_light(page):
     own = {target(page, tag["src"]) for tag in soup(page).find_all("img", src=is_inside)}
     sizes = {name: (SITE / name).stat().st_size for name in own}

@@ -5,8 +5,9 @@ import xml.etree.ElementTree as ET
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 
-from bnmlp.book.plotting import curve, median_bars, new_figure
+from bnmlp.book.plotting import curve, median_bars, new_figure, show_few_digits
 from bnmlp_book.figures import lighter
 from bnmlp_book.pages import drop_plain_spans
 
@@ -82,3 +83,16 @@ def test_networks_and_their_median_are_drawn_at_the_same_points(points, networks
         assert line.get_xdata().tolist() == kept.tolist()
         assert line.get_ydata().tolist() == run[kept].tolist()
     plt.close("all")
+
+
+def test_numbers_that_a_page_shows_have_three_digits():
+    formatter = DisplayFormatter()
+    value = (
+        2.886579864025407e-15,
+        {"gap": 0.9242511739588397},
+        [float("inf"), np.float64(1 / 3)],
+        12345,
+    )
+    show_few_digits(formatter)
+    shown, _ = formatter.format(value)
+    assert shown["text/plain"] == "(2.89e-15, {'gap': 0.924}, [inf, 0.333], 12345)"

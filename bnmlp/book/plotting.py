@@ -24,14 +24,22 @@ COLOURS = {
     "sin": PINK,
     "theory": NEUTRAL,
 }
+DIGITS = 3  # of a number shown as the value of a cell
+THIN = 0.45  # opacity of the networks behind their median; less is below the contrast of graphics
 POINTS = 700  # of a bundle of lines; each point costs ten bytes of a page
 
 
 def use_book_style() -> None:
-    """Draw transparent SVG figures whose text and lines read on light and dark pages."""
+    """Draw transparent SVG figures whose text and lines read on light and dark pages.
+
+    Numbers that a notebook shows as the value of a cell get ``DIGITS`` digits.
+    """
+    from IPython.core.getipython import get_ipython
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
     set_matplotlib_formats("svg", metadata={"Date": None})
+    if (shell := get_ipython()) is not None:
+        show_few_digits(shell.display_formatter)
     mpl.rcParams.update(
         {
             "figure.figsize": (6, 3.6),
@@ -62,6 +70,15 @@ def use_book_style() -> None:
     )
 
 
+def show_few_digits(formatter: Any) -> None:
+    """Let a notebook show numbers, also those in lists and dictionaries, with ``DIGITS`` digits.
+
+    Args:
+        formatter: IPython's ``DisplayFormatter``.
+    """
+    formatter.formatters["text/plain"].float_precision = f"%.{DIGITS}g"
+
+
 def curve(
     ax: Axes, x: np.ndarray | Tensor, runs: np.ndarray | Tensor, label: str, **style: Any
 ) -> Line2D:
@@ -82,7 +99,7 @@ def curve(
     most = max(POINTS // (runs.shape[1] + 1), 40)
     kept = np.unique(np.linspace(0, len(x) - 1, most).round().astype(int))
     (line,) = ax.plot(x[kept], np.median(runs[kept], 1), label=label, **style)
-    ax.plot(x[kept], runs[kept], color=line.get_color(), alpha=0.25, linewidth=0.7, linestyle="-")
+    ax.plot(x[kept], runs[kept], color=line.get_color(), alpha=THIN, linewidth=0.7, linestyle="-")
     return line
 
 

@@ -5,14 +5,26 @@ from urllib.parse import urlsplit
 
 from sphinx.application import Sphinx
 
-from . import environment, execution, figures, glance, pages, report, scoreboard, status
+from . import (
+    captions,
+    environment,
+    execution,
+    figures,
+    glance,
+    pages,
+    report,
+    scoreboard,
+    status,
+)
 
 
 def set_site_url(app: Sphinx, config) -> None:
     """Take the published address from ``BNMLP_SITE_URL``; a local build has none."""
     url = os.environ.get("BNMLP_SITE_URL", "")
     config.html_baseurl = config.ogp_site_url = url and url.rstrip("/") + "/"
-    config.notfound_urls_prefix = urlsplit(config.html_baseurl).path or "/"
+    config.notfound_urls_prefix = root = urlsplit(config.html_baseurl).path or "/"
+    missing = config.notfound_context  # shown at any depth, so its links start at the root
+    config.notfound_context = {**missing, "body": missing["body"].replace("{root}", root)}
 
 
 def set_data_folder(app: Sphinx, config) -> None:
@@ -22,6 +34,7 @@ def set_data_folder(app: Sphinx, config) -> None:
 
 def setup(app: Sphinx) -> dict:
     """Register everything."""
+    captions.setup(app)
     app.connect("config-inited", set_site_url, priority=100)
     app.connect("config-inited", set_data_folder, priority=50)
     app.connect("config-inited", execution.share_cores, priority=50)  # before torch is imported
@@ -34,8 +47,10 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-read", pages.share_description)
     app.connect("doctree-read", glance.missing)
     app.connect("env-get-outdated", pages.outdated, priority=900)
+    app.connect("html-page-context", pages.name_once, priority=900)
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
     app.connect("html-page-context", pages.drop_plain_spans, priority=900)
+    app.connect("html-page-context", pages.drop_empty_heads, priority=900)
     app.connect("build-finished", figures.lighten)
     app.connect("build-finished", report.write, priority=900)
     app.add_directive("at-a-glance", glance.AtAGlance)

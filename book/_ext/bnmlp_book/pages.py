@@ -1,4 +1,4 @@
-"""Which pages to read again, and a repair of the scripts on them."""
+"""Which pages to read again, and repairs of the HTML on them."""
 
 import re
 from pathlib import Path
@@ -52,6 +52,12 @@ def outdated(app: Sphinx, env, added, changed, removed) -> list[str]:
     ]
 
 
+def name_once(app: Sphinx, pagename, templatename, context, doctree) -> None:
+    """Let the first page, whose title is the book's, not have it twice."""
+    if pagename == app.config.root_doc:
+        context["docstitle"] = ""
+
+
 def drop_repeated_scripts(app: Sphinx, pagename, templatename, context, doctree) -> None:
     """Drop inline scripts that are listed twice: a second ``const`` is an error in the console."""
     bodies = set()
@@ -62,6 +68,14 @@ def drop_repeated_scripts(app: Sphinx, pagename, templatename, context, doctree)
             kept.append(script)
         bodies.add(body)
     context["script_files"] = kept
+
+
+def drop_empty_heads(app: Sphinx, pagename, templatename, context, doctree) -> None:
+    """Make cells of the empty heads of tables: a head without words is none."""
+    if "body" in context:
+        context["body"] = re.sub(
+            r"<th\b([^>]*)>\s*(?:&nbsp;)?\s*</th>", r"<td\1></td>", context["body"]
+        )
 
 
 def drop_plain_spans(app: Sphinx, pagename, templatename, context, doctree) -> None:
