@@ -3,6 +3,10 @@
 from bnmlp import theory
 from bnmlp.data.batches import degenerate_batch, perturbed_identity
 from bnmlp.data.datasets import Dataset, available_datasets, load_dataset
+from bnmlp.diagnosis.cures import orthogonal_, shape_
+from bnmlp.diagnosis.measure import measure
+from bnmlp.diagnosis.report import Report
+from bnmlp.diagnosis.watch import watch
 from bnmlp.layers.activations import ACTIVATIONS, gain_schedule
 from bnmlp.layers.initialization import haar_orthogonal, xavier_normal
 from bnmlp.layers.normalization import batch_norm, layer_norm
@@ -28,6 +32,7 @@ __all__ = [
     "ACTIVATIONS",
     "BNMLP",
     "Dataset",
+    "Report",
     "TrainingRun",
     "at_scale",
     "available_datasets",
@@ -46,7 +51,9 @@ __all__ = [
     "layer_norm",
     "load_dataset",
     "load_model",
+    "measure",
     "numerical_rank",
+    "orthogonal_",
     "orthogonality_gap",
     "perturbed_identity",
     "read_layers",
@@ -54,9 +61,11 @@ __all__ = [
     "read_runs",
     "recalibrate",
     "scale",
+    "shape_",
     "sgd_step",
     "theory",
     "train",
     "train_all",
+    "watch",
     "xavier_normal",
 ]

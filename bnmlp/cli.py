@@ -1,26 +1,30 @@
-"""The ``bnmlp`` command: train, run, status, data."""
+"""The ``bnmlp`` command: train, run, status, data, measure."""
 
 import inspect
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pandas as pd
+import torch
 import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from bnmlp.data.datasets import load_dataset
 from bnmlp.data.sources import LOADERS, fetch_command
+from bnmlp.diagnosis.inputs import dataset_batch, random_batch
+from bnmlp.diagnosis.measure import measure
 from bnmlp.machine.storage import StorageError, parse_json, reason
 from bnmlp.training.configuration import TrainingRun, complaints
 from bnmlp.training.folder import read_metrics, read_run, read_status, run_folders
 from bnmlp.training.loop import train as train_run
-from bnmlp.training.networks import NETWORKS
+from bnmlp.training.networks import NETWORKS, find, seeded
 from bnmlp.training.sweep import read_runs, train_all
 
 app = typer.Typer(
@@ -38,7 +42,8 @@ Root = Annotated[Path | None, typer.Option(help=ROOT_HELP)]
 
 def main() -> None:
     """Entry point of the command."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names in any script
+    if isinstance(sys.stdout, TextIOWrapper):  # as standard error: names in any script
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 
@@ -110,7 +115,7 @@ def _train(
     root: Path | None,
     config: Path | None,
     argument: list[str] | None,
-    **fields: object,
+    **fields: Any,
 ) -> None:
     """Train one run in its folder, or go on with it."""
     with _plain_errors():
@@ -146,7 +151,7 @@ def _argument(text: str) -> tuple[str, object]:
         return name, value
 
 
-def _fields(config: Path) -> dict[str, object]:
+def _fields(config: Path) -> dict[str, Any]:
     content = parse_json(config)
     if not isinstance(content, dict):
         raise ValueError(f'{config}: expected the fields of one run, as {{"depth": 10}}')
@@ -171,9 +176,8 @@ def _options() -> list[inspect.Parameter]:
             *(k.model_fields[name] for k in NETWORKS.values() if name in k.model_fields),
         )
         type_ = _common_type([_plain_type(kind.annotation) for kind in kinds])
-        parameters.append(
-            _option(name, type_ | None, field.description + _elsewhere(name), default)
-        )
+        text = f"{field.description}{_elsewhere(name)}"
+        parameters.append(_option(name, type_ | None, text, default))
     for name, field in _fields_of_networks().items():
         if name not in TrainingRun.model_fields:
             type_, text = _plain_type(field.annotation) | None, _elsewhere(name).strip(" ;")
@@ -199,30 +203,96 @@ def _elsewhere(name: str) -> str:
     return "".join(f"; {', '.join(kinds)}: {text}" for text, kinds in told.items())
 
 
-def _option(name: str, type_: object, text: str, default: str | bool) -> inspect.Parameter:
-    annotation = Annotated[type_, typer.Option(help=text, show_default=default)]
+def _option(name: str, type_: Any, text: str, default: str | bool) -> inspect.Parameter:
+    annotated: Any = Annotated  # a type that is known when the module runs
+    annotation = annotated[type_, typer.Option(help=text, show_default=default)]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
 
 
-def _common_type(types: list[object]) -> object:
+def _common_type(types: list[Any]) -> Any:
     """The first type, or all choices where types are lists of them."""
     if all(get_origin(type_) is Literal for type_ in types):
         return Literal[tuple(dict.fromkeys(choice for t in types for choice in get_args(t)))]
     return types[0]
 
 
-def _plain_type(annotation: object) -> object:
+def _plain_type(annotation: Any) -> Any:
     """The type without its bounds, which are checked later, and without None."""
     while get_origin(annotation) in (Annotated, Union, UnionType):
         annotation = get_args(annotation)[0]
     return list[str] if get_origin(annotation) is tuple else annotation
 
 
-_train.__signature__ = inspect.Signature(_options())
-_train.__annotations__ = {p.name: p.annotation for p in _train.__signature__.parameters.values()}
-app.command("train")(_train)
+def _with_options(command: Any) -> Any:
+    """A command with the signature of all options, which Typer reads."""
+    options = _options()
+    command.__signature__ = inspect.Signature(options)
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    return command
+
+
+app.command("train")(_with_options(_train))
+
+
+@app.command("measure")
+def measure_network(
+    network: Annotated[
+        str, typer.Argument(help="what makes it, as torchvision.models:resnet50 or mine.py:build")
+    ],
+    shape: Annotated[
+        str | None, typer.Option("--input", help="shape of random inputs, as 32x3x224x224")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help=f"take samples of a dataset: {', '.join(LOADERS)}")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="samples of the dataset")] = 100,
+    images: Annotated[bool, typer.Option(help="give the dataset's samples as images")] = False,
+    integers: Annotated[
+        int | None, typer.Option(min=1, help="random inputs are tokens below this number")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="random labels, scored by cross entropy")
+    ] = None,
+    argument: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for what makes the network")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="write the report as a page")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write it as JSON")] = None,
+    level: Annotated[
+        Literal["layers", "modules", "additions", "functions"],
+        typer.Option(help="which calls have rows"),
+    ] = "additions",
+    spectra: Annotated[bool, typer.Option(help="measure spectra of activations too")] = False,
+    jacobian: Annotated[bool, typer.Option(help="and of Jacobians")] = False,
+    evaluation: Annotated[bool, typer.Option(help="measure in evaluation mode")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="of weights and random inputs")] = 0,
+    root: Root = None,
+) -> None:
+    """Measure a network: rates with intervals, what is wrong, what helps."""
+    with _plain_errors():
+        if (shape is None) == (data is None):
+            raise ValueError("give --input SHAPE for random inputs, or --data NAME")
+        x, y, words = (
+            random_batch(str(shape), integers=integers, classes=classes, seed=seed)
+            if data is None
+            else dataset_batch(data, batch, images=images, root=root)
+        )
+        options = dict(map(_argument, argument or []))
+        factory = find(network)
+        try:
+            (model,) = seeded(lambda: factory(**options), 1, seed, torch.float32)
+        except Exception as error:
+            raise ValueError(f"{network} failed: {type(error).__name__}: {error}") from error
+        report = measure(
+            model, x, y, level=level, spectra=spectra, jacobian=jacobian, training=not evaluation
+        ).noted(words)
+        typer.echo(str(report))
+        for path, write in ((html, report.to_html), (json_, report.to_json)):
+            if path is not None:
+                write(path)
+                typer.echo(f"written: {path}")
 
 
 def _status_row(folder: Path) -> dict[str, object]:

@@ -21,3 +21,9 @@ def test_every_activation_but_the_shifted_ones_keeps_zero():
 def test_bad_gains_are_refused(gain, exponent):
     with pytest.raises(ValueError, match="must be"):
         gain_schedule(3, gain, exponent)
+
+
+def test_gains_are_cut_after_some_layers():
+    whole, cut = gain_schedule(6, exponent=0.5), gain_schedule(6, exponent=0.5, cut=(2, 0.1))
+    assert torch.equal(cut[:2], whole[:2])
+    assert cut[2:].tolist() == [0.1] * 4

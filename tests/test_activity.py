@@ -8,7 +8,9 @@ from bnmlp.measurements.activity import (
     layer_nonlinearity,
     nonlinear_share,
     unit_activity,
+    units_and_gradients,
 )
+from bnmlp.networks.skip import SkipMLP
 
 
 def test_units_that_never_or_always_answer_are_counted():
@@ -51,3 +53,18 @@ def test_accuracy_without_activations_is_that_of_the_linear_network():
     for kept, twin in ((0, linear), (4, shaped)):
         found = accuracy_linear_after(shaped, x, y, kept, 30)
         assert torch.equal(found, evaluate(twin, x, y, **one_batch).accuracy)
+
+
+def test_units_and_gradients_are_those_of_one_batch_and_move_nothing():
+    model = SkipMLP(5, "batch", in_features=7, width=6, out_features=3, replicas=2)
+    x, y = torch.randn(30, 7), torch.randint(3, (30,))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = units_and_gradients(model, x, y)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    losses = torch.nn.functional.cross_entropy(model(x).mT, y.expand(2, -1), reduction="none")
+    losses.mean(1).sum().backward()
+    hidden = model.hidden_weight.grad.double().square().sum((-2, -1)).sqrt()  # (3, R)
+    for name, layer in (("grad_first", 0), ("grad_middle", 1), ("grad_last", -1)):
+        torch.testing.assert_close(found[name], hidden[layer])
+    *_, last = model.representations(x)
+    torch.testing.assert_close(found["size_last"], last.double().square().mean((1, 2)).sqrt())

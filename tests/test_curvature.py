@@ -236,6 +236,10 @@ NORMALISATIONS = {
     "batch": lambda: nn.BatchNorm1d(8),
     "evaluated": lambda: nn.BatchNorm1d(8).eval(),
     "layer": lambda: nn.LayerNorm(8),
+    "groups": lambda: nn.GroupNorm(2, 8),
+    "groups of images": lambda: nn.Sequential(
+        nn.Unflatten(1, (4, 2, 1)), nn.GroupNorm(2, 4, eps=0.1), nn.Flatten()
+    ),
     "rms": lambda: nn.RMSNorm(8),
     "images": lambda: nn.Sequential(nn.Unflatten(1, (4, 2, 1)), nn.BatchNorm2d(4), nn.Flatten()),
     "instance": lambda: nn.Sequential(

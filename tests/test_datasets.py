@@ -526,6 +526,24 @@ def test_batches_of_networks_are_the_batches_of_their_seeds():
         data.batches(12, 0)
 
 
+def test_fresh_batches_have_seeds_of_their_own():
+    data = load_dataset("digits")
+    for step, (x, y) in enumerate(data.fresh_batches(12, 3, 4)):
+        expected = data.batches(12, 3, seed=3 * step)
+        assert torch.equal(x, expected[0]) and torch.equal(y, expected[1])
+    assert step == 3
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "photo_patches"])
+def test_pixels_are_those_before_standardisation(name):
+    data = load_dataset(name)
+    pixels = data.pixels(data.train_x[:50])
+    grey = pixels * 255
+    assert (grey - grey.round()).abs().max() < 1e-3, "whole numbers from 0 to 255"
+    assert pixels.min() > -1e-6 and pixels.max() < 1 + 1e-6
+    assert torch.equal(data.pixels(data.train_x[None, :2]), pixels[None, :2])
+
+
 def test_perturbed_identity_is_the_identity_plus_noise():
     for noise, rank in (("rank_one", 1), ("full", 20)):
         x = perturbed_identity(20, strength=0.01, noise=noise, seed=3)

@@ -15,7 +15,7 @@ FLOORS = [
     {"layers"},
     {"data", "networks"},
     {"measurements", "theory"},
-    {"training"},
+    {"training", "diagnosis"},
     {"cli"},
 ]
 HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -129,7 +129,7 @@ def test_a_run_killed_ten_times_is_bit_for_bit_the_uninterrupted_one(tmp_path):
         assert process.exitcode == -9, "the run ended before it was killed ten times"
         epochs.append(read_status(tmp_path / "killed")["epoch"])
     assert epochs == sorted(epochs)
-    assert 5 <= epochs[-1] < run.epochs, epochs
+    assert 4 <= epochs[-1] < run.epochs, epochs  # five were killed after a first checkpoint
     last = start(tmp_path / "killed")
     last.join()
     assert last.exitcode == 0

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -29,10 +30,11 @@ SMALL = {  # what to put in place of a program's constants
     "isometry-widths/make.py": {"WIDTHS": (8,), "DEPTH": 9, "NETWORKS": 2},
     "mlps-to-forty-layers/make.py": {
         "DATA": "mnist5k", "REPLICAS": 2,
-        "tables": lambda: {
-            "fashion": [("plain", 2**0.5, 1e-3, 1000, 1, 4), ("skip", 1.0, 1e-3, 1000, 2, 4)],
-            "fashion-20-depths": [("batch", 1.0, 1e-3, 2000, 6, 3)],
-        },
+        "GROUPS": [
+            ("fashion", ("plain",), 2**0.5, 1000, 1, (4,)),
+            ("fashion", ("skip",), 1.0, 1000, 2, (4,)),
+            ("fashion-20-depths", ("batch",), 1.0, 2000, 6, (3,)),
+        ],
     },
     "noisy-quadratic-model/make.py": {
         "NETWORKS": 1, "SAMPLES": 200, "EDGE": {"rates": (0.5,), "steps": (0, 3)},
@@ -41,7 +43,19 @@ SMALL = {  # what to put in place of a program's constants
         "PLACES": {"early": 2}, "AHEAD": 3, "RUNS": 2,
     },
     "orthogonality/make.py": {"DEPTH": 30, "WIDTH": 8, "STEPS": 4, "RECORDED": (2, 4)},
+    "other-tools/make.py": {
+        "TOOLS": ("bnmlp",), "DEPTH": 6, "WIDTH": 10, "BATCH": 20, "STEPS": 1, "BLOCKS": 2,
+    },
+    "patients/make.py": {
+        "SEEDS": 1, "STEPS": {"perceptron": 1, "resnet": 2, "averaged resnet": 2, "transformer": 1},
+    },
     "rank-of-batches/make.py": {"NAMES": ("mnist5k",), "SIZES": (16,), "BATCHES": 2},
+    "short-and-noshort/make.py": {
+        "SIZES": SimpleNamespace(
+            dataset="photo_patches", in_channels=3, pooled=4, blocks=(9, 18), channels=2, batch=8,
+            steps=2, warmup=2, rates=(0.1,), recorded=(0, 1), seeds=1,
+        ),
+    },
     "spread-heals/make.py": {
         "DEPTH": 10, "WIDTH": 8, "REPLICAS": 2, "SPREADS": (-4, 1), "TURNS": (0.05,),
         "STEPS": dict.fromkeys(("rates", "kinds", "constrained", "decay"), 22),
@@ -81,7 +95,7 @@ def columns_of(folder):
     return {p.stem: list(pd.read_csv(p, comment="#", nrows=2)) for p in folder.glob("*.csv")}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name in SMALL if "noshort" not in name])
 def test_a_maker_writes_tables_with_the_columns_of_those_that_are_stored(name, maker, tmp_path):
     torch.manual_seed(0)
     maker(name).main()
@@ -119,6 +133,13 @@ def test_makers_gather_the_folders_of_runs(folder, maker, monkeypatch, tmp_path)
     assert made == {name: stored[name] for name in made}
     rows = pd.read_csv(next((tmp_path / folder).glob("*.csv")), comment="#")
     assert set(rows["name"]) == {"bias-False", "bias-True"}
+
+
+def test_tools_that_are_not_installed_are_named_with_the_remedy(maker, monkeypatch):
+    make = maker("other-tools/make.py")
+    monkeypatch.setattr(make, "TOOLS", ("bnmlp", "no-such-tool"))
+    with pytest.raises(SystemExit, match="not installed: no-such-tool.*pip install no-such-tool"):
+        make.main()
 
 
 def test_resnets_of_56_and_110_layers_train_under_every_schedule(maker):

@@ -1,25 +1,41 @@
 """How makers tell, keep and resume their tables."""
 
+import re
+
 import pandas as pd
 import pytest
 import torch
 
-from bnmlp import load_dataset
 from bnmlp.book import tables as results
-from bnmlp.book.making import Maker, epoch_batches, growth_table, holds, long_table, rows_table
-from bnmlp.data.batches import epoch_orders
+from bnmlp.book.making import Maker, growth_table, holds, long_table, rows_table, section
 
-DOC = """Rates of things: writes runs.csv and paths.csv beside itself.
+DOC = """Rates of things: writes runs.csv and paths-30.csv beside itself.
 
 OMP_NUM_THREADS=1 python book/data/things/make.py      # a minute
 
-What both
-tables hold.
-
 BNMLP_SCALE=paper python book/data/things/make.py      # larger
 On a GPU.
+"""
+README = """# Stored results
 
-runs.csv: loss: a mean.
+What all hold.
+
+## other
+
+Other things.
+
+## things
+
+What all
+tables hold.
+
+`runs.csv`, `paths-30.csv`: a sum.
+
+`runs.csv`: loss: a mean.
+
+## more
+
+More things.
 """
 
 
@@ -27,24 +43,51 @@ runs.csv: loss: a mean.
 def maker(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "DATA", tmp_path)
     (tmp_path / "things").mkdir()
-    return Maker(
-        {
-            "__file__": "/there/things/make.py",
-            "__doc__": DOC,
-            "WIDTH": 3,
-            "COLUMNS": ["loss"],
-            "F": torch,
-        }
-    )
+    (tmp_path / "README.md").write_text(README)
+    file = str(tmp_path / "things" / "make.py")
+    program = {"__file__": file, "__doc__": DOC, "WIDTH": 3, "COLUMNS": ["loss"], "F": torch}
+    return Maker(program)
 
 
-def test_a_table_tells_what_the_docstring_of_its_maker_says_of_it(maker):
+def test_a_table_tells_what_the_readme_says_of_it(maker):
     assert maker.command == "OMP_NUM_THREADS=1 python book/data/things/make.py"
-    assert maker.about("runs") == ["What both tables hold.", "loss: a mean.", "WIDTH 3"]
-    assert maker.about("paths") == ["What both tables hold.", "WIDTH 3"]
+    both = "What all tables hold."
+    assert maker.about("runs") == [both, "a sum.", "loss: a mean.", "WIDTH 3"]
+    assert maker.about("paths-5") == [both, "a sum.", "WIDTH 3"], "at whatever size"
+    assert maker.about("ends") == [both, "WIDTH 3"]
     maker.store("runs", pd.DataFrame({"loss": [2.0]}, pd.Index([1], name="seed")), "one more")
     told = results.stored_table("things/runs.csv").attrs["provenance"]
-    assert "What both tables hold. loss: a mean. WIDTH 3 one more command: OMP" in told
+    assert "tables hold. a sum. loss: a mean. WIDTH 3 one more command: OMP" in told
+
+
+def test_tables_are_made_by_the_functions_of_their_names(maker, monkeypatch):
+    def all_runs():
+        return pd.DataFrame({"loss": [1 / 3]}, pd.Index([1], name="seed"))
+
+    def paths():
+        raise AssertionError("not asked for")
+
+    monkeypatch.setattr("sys.argv", ["make.py", "all-runs"])
+    maker.make(all_runs, paths, about=["one more"], float_format="%.2g")
+    table = results.stored_table("things/all-runs.csv")
+    assert table["loss"].tolist() == [0.33]
+    assert "WIDTH 3 one more command" in table.attrs["provenance"]
+    monkeypatch.setattr("sys.argv", ["make.py"])
+    with pytest.raises(AssertionError, match="not asked for"):
+        maker.make(all_runs, paths)
+
+
+def test_every_stored_table_is_told_and_every_section_has_its_folder():
+    text = (results.DATA / "README.md").read_text()
+    folders = {path.parent.name for path in results.DATA.glob("*/make.py")}
+    assert set(re.findall(r"^## (.*)$", text, re.MULTILINE)) == folders
+    for folder in folders:
+        paragraphs = section(text, folder)
+        named = {name for p in paragraphs for name in re.findall(r"`(\S+\.csv)`", p)}
+        tables = {path.name for path in (results.DATA / folder).glob("*.csv")}
+        assert named <= tables | {"gpu.csv"}
+        general = any(not p.startswith("`") for p in paragraphs)
+        assert general or tables <= named, folder
 
 
 def test_tables_grow_by_what_they_lack(maker):
@@ -79,11 +122,3 @@ def test_tables_by_labels():
     assert rows.loc[("a", 1), "y"] == 3
     logs = torch.tensor([[9.0], [4.0], [1.25]], dtype=torch.float64)
     assert growth_table(logs, [1, 2], 1)[0].to_dict() == {1: 0.0, 2: 2.8}
-
-
-def test_batches_follow_the_orders_of_epochs_and_skip_what_is_left_over():
-    data = load_dataset("digits")
-    n = len(data.train_x) // 2 - 1
-    labels = [y for _, y in epoch_batches(data, n, 2, 3, seed=5)]
-    order = epoch_orders(5, 2, 1, len(data.train_x))
-    assert labels[2].equal(data.train_y[order[:, :n]]), "the third batch is the second epoch's"

@@ -234,19 +234,21 @@ def test_half_precision_works_as_in_other_networks(init, dtype):
 def test_gains_keep_their_digits_when_a_network_changes_its_type():
     options = {"gain": (0.1, 0.7), "gain_exponent": (0.3, 0.0), "replicas": 2}
     model = BNMLP(IN, WIDTH, 3, OUT, **options)
-    exact = [g.clone() for g in model.gains]
-    x = torch.randn(N, IN)
+    exact, x = model.gains, torch.randn(N, IN)
+    assert torch.equal(exact[2].flatten(), torch.tensor([0.1 * 3**-0.3, 0.7]))
     model(x.float())
-    assert model.gains[0].dtype == torch.float32
+    rounded = model.gains_like(x.float())
+    assert all(torch.equal(r, e.float()) for r, e in zip(rounded, exact, strict=True))
     model.double()(x)
-    assert all(torch.equal(g, e) for g, e in zip(model.gains, exact, strict=True))
-    model.gains = [2 * g for g in exact]  # changed by hand
-    model.float()(x.float())
-    assert torch.equal(model.double().gain_of(1, x), (2 * exact[1]).float().double())
+    for found in (model.gains, model.gains_like(x)):
+        assert all(torch.equal(g, e) for g, e in zip(found, exact, strict=True))
+    twice = model.with_gains("identity", [2 * g for g in exact])
+    twice.float()(x.float())
+    assert torch.equal(twice.double().gains_like(x)[1], 2 * exact[1])
 
 
 @pytest.mark.parametrize("order", ["norm_act", "act_norm"])
-def test_the_plain_twin_follows_changed_choices(order):
+def test_the_plain_twin_has_the_choices_of_networks_with_other_gains(order):
     model = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", order=order, dtype=torch.float64)
     mixed = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", order=order, gain=(1.0, 0.5), replicas=2,
                   dtype=torch.float64)  # fmt: skip
@@ -254,11 +256,10 @@ def test_the_plain_twin_follows_changed_choices(order):
     x, y = torch.randn(N, IN), torch.arange(N) % OUT
     for _ in range(2):
         model(x + 1)
-    for network in (model, mixed):
-        plain = [PlainNetwork(network, r) for r in range(network.replicas)]
-        network.gains = [g * 0.1 * (i + 1) for i, g in enumerate(network.gains)]
-        network.activation = "sin"
-        for r, p in enumerate(plain):
+    for drawn in (model, mixed):
+        network = drawn.with_gains("sin", [g * 0.1 * (i + 1) for i, g in enumerate(drawn.gains)])
+        for r in range(network.replicas):
+            p = PlainNetwork(network, r)
             assert relative(network.logits(x)[r], p(x)) < 1e-9
             assert relative(gradient_norms(network, x, y)[:, r], p.gradient_norms(x, y)) < 1e-9
     plain = PlainNetwork(model)

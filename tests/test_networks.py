@@ -1,11 +1,13 @@
 """Every network through everything that takes a network, against naive twins."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bnmlp import BNMLP, evaluate, gradient_norms, recalibrate
 from bnmlp.measurements.evaluation import STATISTICS, averages_without_start
@@ -153,6 +155,15 @@ def moved(network, name, r, step):
     return network
 
 
+def without_eps(network):
+    if isinstance(network, BNMLP):
+        return network.with_choices(eps=1e-14)
+    for module in network.modules():
+        if hasattr(module, "eps"):
+            module.eps = 1e-14
+    return network
+
+
 def test_the_length_of_a_normalised_matrix_changes_nothing(case):
     network, x, y = case
     longer = copy.deepcopy(network)
@@ -161,9 +172,7 @@ def test_the_length_of_a_normalised_matrix_changes_nothing(case):
             longer.weight_matrices()[name].mul_(3)
             bias = "module." + name.replace("weight", "bias")
             dict(longer.named_parameters()).get(bias, torch.zeros(())).mul_(3)
-    for module in (*network.modules(), *longer.modules()):
-        if hasattr(module, "eps"):
-            module.eps = 1e-14
+    network, longer = without_eps(network), without_eps(longer)
     before, after = (matrix_gradients(n, x[0], y)[1] for n in (network, longer))
     torch.testing.assert_close(before, after, rtol=1e-6, atol=1e-9)
     with torch.no_grad():
@@ -280,6 +289,15 @@ def test_averages_are_kept_also_after_an_error(case):
     assert same(before, network)
 
 
+def test_a_buffer_that_a_pass_replaces_comes_back_as_the_same_tensor():
+    module = nn.BatchNorm1d(3)
+    buffer = module.running_mean
+    with averages_kept(module):
+        buffer.add_(1)
+        module.running_mean = torch.ones(3)
+    assert module.running_mean is buffer and not buffer.any()
+
+
 def test_a_module_may_say_itself_what_is_normalised():
     class Residual(Own):
         def normalized(self):
@@ -309,3 +327,25 @@ def test_networks_that_differ_in_shape_are_not_stacked():
         network(torch.randn(3, 5, 3))
     with pytest.raises(ValueError, match="expected samples of 1 axes"):
         network(torch.randn(2, 5, 3, 3))
+
+
+def test_a_checkpoint_that_keeps_averages_in_its_second_pass_moves_them_once():
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 7), nn.BatchNorm1d(7)]
+    plain = nn.Sequential(*layers, nn.Linear(7, 3)).double()
+    twice, once = copy.deepcopy(plain), copy.deepcopy(plain)
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.arange(20) % 3
+    F.cross_entropy(plain(x), y).backward()
+    F.cross_entropy(checkpoint(twice, x, use_reentrant=False), y).backward()
+    output = checkpoint(
+        once,
+        x,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), averages_kept(once)),
+    )
+    F.cross_entropy(output, y).backward()
+    for name, expected in plain.named_buffers():
+        assert torch.equal(once.get_buffer(name), expected), name
+    torch.testing.assert_close(twice[1].running_mean, 1.9 * plain[1].running_mean)
+    for name, expected in plain.named_parameters():
+        assert torch.equal(once.get_parameter(name).grad, expected.grad), name

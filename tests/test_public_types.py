@@ -48,8 +48,9 @@ CALLS = {
 WITHOUT_SHAPES = {
     *("at_scale", "default_device", "scale"),
     *("deep_gradient_norms", "evaluate", "explosion_rate", "gradient_norms", "recalibrate"),
-    *("gather", "load_model", "read_layers", "read_metrics", "read_runs"),
-    *("sgd_step", "train", "train_all"),
+    *("orthogonal_", "shape_"),
+    *("gather", "load_model", "measure", "read_layers", "read_metrics", "read_runs"),
+    *("sgd_step", "train", "train_all", "watch"),
 }
 
 

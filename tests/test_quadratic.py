@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bnmlp.theory.quadratic import expected_losses, steady_variance
+from bnmlp.theory.quadratic import Parabola, expected_losses, steady_variance
 
 
 def test_plain_descent_follows_the_scalar_recursion():
@@ -49,3 +49,22 @@ def test_larger_batches_lower_the_floor_and_momentum_lowers_the_time():
     assert large < small
     plain, heavy = (expected_losses(h, h * 0, 0.1, 300, momentum=m)[-1] for m in (0.0, 0.9))
     assert heavy < plain
+
+
+def test_a_parabola_changes_as_its_directions_do():
+    h, slope = torch.tensor([2.0, -0.5, 1e-12]).double(), torch.tensor([0.3, 0.1, 0.0]).double()
+    noise = torch.tensor([0.4, 0.2, 0.0]).double()
+    found = Parabola(h, slope, noise).expected_change(8, 0.1, 30)
+    second, change = (slope / h)[:2] ** 2, [0.0]  # E theta^2, flat directions aside
+    start = 0.5 * h[:2] @ second
+    for _ in range(30):
+        second = (1 - 0.1 * h[:2]) ** 2 * second + 0.1**2 * noise[:2] / 8
+        change.append((0.5 * h[:2] @ second - start).item())
+    assert found.tolist() == pytest.approx(change, rel=1e-12)
+    without_noise = Parabola(h, slope, 0 * noise).expected_change(8, 0.1, 1)[1].item()
+    theta = -0.1 * slope[:2]  # one step down the slope
+    assert without_noise == pytest.approx((slope[:2] @ theta + 0.5 * h[:2] @ theta**2).item())
+    falling = Parabola(h, slope, noise).expected_change(8, 0.1, 30, below=0.0)
+    alone = Parabola(h[1:2], slope[1:2], noise[1:2]).expected_change(8, 0.1, 30)
+    assert torch.equal(falling, alone)
+    assert falling[-1] < 0 < alone.abs().max()

@@ -126,13 +126,14 @@ def test_the_fast_hyperbolic_tangent_is_accurate_in_float32():
     torch.testing.assert_close(engine._tanh(small, torch.empty_like(small)), exact)
 
 
-def test_choices_changed_between_steps_are_followed():
+def test_steps_with_other_choices_are_those_of_autograd():
     x, y = torch.randn(N, IN), torch.randint(OUT, (N,))
     changed = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", dtype=torch.float64)
-    for attribute, value in (("activation", "sin"), ("order", "act_norm"), ("center", False),
-                             ("unit_norm", True), ("eps", 0.1)):  # fmt: skip
+    for name, value in (("activation", "sin"), ("order", "act_norm"), ("center", False),
+                        ("unit_norm", True), ("eps", 0.1), ("gain_exponent", 0.5),
+                        ("gains", [0.3, 1.0, 0.5, 2.0])):  # fmt: skip
         sgd_step(changed, x, y, 0.1)
-        setattr(changed, attribute, value)
+        changed = changed.with_choices(**{name: value})
         expected = torch.autograd.grad(
             F.cross_entropy(changed.logits(x)[0], y), changed.input_weight
         )[0]
@@ -264,9 +265,16 @@ def test_a_graph_is_keyed_by_everything_it_has_fixed():
         assert _graph_key(model, x) != key, f"{name} was replaced"
         tensor.data = kept
         assert _graph_key(model, x) == key
-    for name, value in (("momentum", 0.2), ("eps", 0.1), ("center", False), ("activation", "sin"),
-                        ("gains", [g.clone() for g in model.gains])):  # fmt: skip
-        kept = getattr(model, name)
-        setattr(model, name, value)
-        assert _graph_key(model, x) != key, name
-        setattr(model, name, kept)
+    model.momentum = 0.2
+    assert _graph_key(model, x) != key
+    model.momentum = 0.1
+    assert _graph_key(model, x) == key
+    for name, value in (("eps", 0.1), ("center", False), ("activation", "sin"), ("gain", 0.5)):
+        kept = {name: p for name, p in model.named_buffers()}
+        other = model.with_choices(**{name: value})
+        other.load_state_dict(kept, strict=False, assign=True)  # reads and writes where it does
+        assert _graph_key(other, x)[-1] == key[-1]
+        assert _graph_key(other, x) != key, name
+    address = model.gains_like(x)[0].data_ptr()
+    model.gains_like(x.float())
+    assert model.gains_like(x)[0].data_ptr() == address, "gains in a graph stay where they are"

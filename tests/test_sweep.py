@@ -75,6 +75,9 @@ def test_a_sweep_is_taken_up_where_it_stopped_and_gathered_into_one_table(tmp_pa
     assert table.loc["faster", "learning_rate"].tolist() == [0.1, 0.1]
     # The rates of the last steps of two epochs, neither the first nor the one after the end.
     assert table.loc["faster", "current_learning_rate"].between(0, 0.1, inclusive="neither").all()
+    chosen = gather(tmp_path, ["depth", "seed"])
+    assert chosen.columns[:3].tolist() == ["name", "depth", "seed"], "also where they are the same"
+    assert set(chosen["depth"]) == {FIELDS["depth"]}
     with pytest.raises(FileNotFoundError, match="no run in"):
         gather(tmp_path / "elsewhere")
 

@@ -25,6 +25,15 @@ from torch import nn
 def build(width=8):
     layers = nn.Linear(64, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Dropout(0.2)
     return nn.Sequential(*layers, nn.Linear(width, 10))
+
+def of_three_classes():
+    return nn.Linear(64, 3)
+
+def of_images():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+
+def idle():
+    return nn.Flatten()
 """
 SMALL = {
     "dataset": "digits", "samples": 300, "epochs": 3, "batch_size": 50, "replicas": 2,
@@ -41,6 +50,7 @@ NETWORKS = {
     "own alone": {"network": "mine.py:build", "options": {"width": 9}, "replicas": 1},
 }
 WAYS = {
+    "adam": {"optimizer": "adam"},
     "rmsprop": {"optimizer": "rmsprop", "learning_rate": 1e-3},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "cosine"},
     "momentum": {"momentum": 0.9, "weight_decay": 1e-3, "warmup_steps": 4},
@@ -191,6 +201,7 @@ def test_stored_runs_of_before_are_runs_of_today():
     [
         ({"network": "resnet", "depth": 5}, "resnet has no depth; it has .*blocks"),
         ({"network": "resnet", "blocks": 0}, "blocks: Input should be greater"),
+        ({"network": "resnet", "attention": "shaped"}, "resnet has no attention; it has .*blocks"),
         ({"network": "nothing"}, "unknown network 'nothing'; use one of bnmlp, skip_mlp"),
         ({"network": "mine.py:build", "width": 3}, "has no width; give its arguments as options"),
         ({"options": {"blocks": 3}}, "options are for other networks"),
@@ -212,6 +223,12 @@ def test_fields_of_another_network_are_refused_in_words(given, words):
         ("mine.py:", "is not module:function"),
         ("math:sqrt", "math:sqrt failed: TypeError"),
         ("builtins:dict", "expected a module, got dict"),
+        ("mine.py:of_three_classes", r"into \(2, 3\), expected logits of shape \(2, 10\)"),
+        (
+            "mine.py:of_images",
+            r"fails with rows of shape \(2, 64\): .*; if it takes images, say in",
+        ),
+        ("mine.py:idle", "without parameters to train"),
     ],
 )
 def test_a_network_that_cannot_be_made_leaves_no_folder(factory, words, tmp_path, monkeypatch):
@@ -220,6 +237,14 @@ def test_a_network_that_cannot_be_made_leaves_no_folder(factory, words, tmp_path
     with pytest.raises(ValueError, match=words):
         train(TrainingRun(**SMALL, network=factory), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_of_your_own_may_take_images(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    run = TrainingRun(**SMALL | {"network": "mine.py:of_images", "input": "images", "epochs": 1})
+    rows = train(run, tmp_path / "run", progress=False)
+    assert len(rows) == 2 and rows["train_loss"].notna().all()
 
 
 def test_a_network_that_breaks_stops_alone(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bnmlp.measurements.turns import energies
+from bnmlp.measurements.turns import change_energies, energies
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -22,3 +22,14 @@ def test_a_small_turn_has_only_antisymmetric_energy_and_a_scaling_only_trace():
 def test_energies_do_not_depend_on_the_basis():
     m, q = torch.randn(6, 6), torch.linalg.qr(torch.randn(6, 6))[0]
     torch.testing.assert_close(energies(q @ m @ q.mT), energies(m))
+
+
+def test_a_change_that_turns_has_no_symmetric_part():
+    w = torch.linalg.qr(torch.randn(3, 6, 6))[0]
+    turn, stretch = (sign * torch.randn(3, 6, 6) for sign in (1, 1))
+    turn, stretch = turn - turn.mT, stretch + stretch.mT
+    change = (2 * turn + stretch) @ w
+    whole, symmetric = change_energies(change, w)
+    torch.testing.assert_close(whole, change.square().sum((-2, -1)))
+    torch.testing.assert_close(symmetric, stretch.square().sum((-2, -1)))
+    assert change_energies(turn @ w, w)[1].abs().max() < 1e-24

@@ -12,9 +12,11 @@ from bnmlp.theory.weight_dynamics import (
     equilibrium_rate,
     greedy_warmup,
     momentum_map,
+    momentum_path,
     next_rate,
     random_walk,
     rate_after,
+    rate_path,
 )
 
 RELU_GROWTH = math.sqrt(math.pi / (math.pi - 1))
@@ -200,6 +202,37 @@ def test_without_momentum_the_map_is_that_of_rates():
     for _ in range(5):
         state, rates = momentum_map(state, base, 0.7, 0.0), next_rate(rates, 0.7)
         torch.testing.assert_close(base / state[0], rates, rtol=1e-12, atol=0)
+
+
+def test_paths_are_maps_repeated():
+    rates, sizes = torch.tensor([4.0, 1.0, 0.2], dtype=torch.float64), (0.3, 0.1, 2.0)
+    path = rate_path(rates, sizes)
+    assert path.shape == (4, 3)
+    expected = rates
+    for t, size in enumerate(sizes):
+        assert torch.equal(path[t], expected)
+        expected = expected / (1 + (size * expected) ** 2)
+    torch.testing.assert_close(path[3], expected)
+    norms = momentum_path(torch.ones(3).double(), [rates] * 3, sizes, 0.0)
+    torch.testing.assert_close(rates / norms, path[:3])
+
+
+def test_the_path_with_momentum_is_that_of_a_walk_with_these_angles():
+    generator = torch.Generator().manual_seed(0)
+    w, v = torch.randn(50, dtype=torch.float64, generator=generator), 0.0
+    squares, base, cosines = [], [], []
+    for _ in range(6):
+        g = torch.randn(50, dtype=torch.float64, generator=generator)
+        g = g - (g @ w) / (w @ w) * w
+        squares.append(w @ w)
+        base.append(g.norm() * w.norm())
+        cosines.append(v @ g / (v.norm() * g.norm()) if torch.is_tensor(v) else 0.0)
+        v = 0.8 * v + g
+        w = w - 0.2 * v
+    path = momentum_path(squares[0], base, [0.2] * 6, 0.8, cosines=cosines)
+    torch.testing.assert_close(path, torch.stack(squares))
+    uncorrelated = momentum_path(squares[0], base, [0.2] * 6, 0.8)
+    assert (uncorrelated[2:] / path[2:] - 1).abs().max() > 1e-3, "the angles matter"
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.9])

@@ -2,10 +2,12 @@
 
 import re
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +15,7 @@ import torch
 from torch import Tensor
 
 from bnmlp.book import tables
-from bnmlp.data.batches import epoch_orders
-from bnmlp.data.datasets import Dataset
+from bnmlp.machine.storage import read_text
 from bnmlp.training.folder import read_run, read_status, run_folders
 
 Cell = Mapping[str, "float | str"]
@@ -22,33 +23,38 @@ SIZES = (int, float, str, tuple, dict, SimpleNamespace)
 RUNS = re.compile(  # a line of a docstring that runs something, up to a remark
     r"^(?:[A-Z_]+=\S+ )*(?:nice|python|bnmlp) .*?(?=  |$)", re.MULTILINE
 )
+OF_TABLES = re.compile(r"`\S+\.csv`(?:, `\S+\.csv`)*: ")
+NUMBER = re.compile(r"-\d+(?=$|\.csv)")  # a size at the end of a name
 
 
 class Maker:
     """A program that makes the tables of its folder; its clock starts here.
 
-    Its docstring is what tables tell about themselves: the second paragraph holds the commands, and
-    what follows are comment lines, a paragraph each, but for those with commands of their own. A
-    paragraph that begins with ``runs.csv:`` is for that table only. Sizes come from the constants
-    of the program, but for lists, which name columns.
+    The second paragraph of its docstring holds the commands. What tables tell about themselves is
+    the section of their folder in the README of all stored results, a comment line for each
+    paragraph; one that begins with names of tables in backquotes and a colon is for these only,
+    whatever number is at their end. Sizes come from the constants of the program, but for lists,
+    which name columns.
 
     Args:
         program: ``globals()`` of the program.
     """
 
-    def __init__(self, program: Mapping[str, object]) -> None:
-        self.folder, self.start = Path(program["__file__"]).parent.name, time.perf_counter()
-        _, commands, *paragraphs = program["__doc__"].split("\n\n")
-        self.command = "; ".join(RUNS.findall(commands))
-        self.paragraphs = [" ".join(p.split()) for p in paragraphs if not RUNS.search(p)]
+    def __init__(self, program: Mapping[str, Any]) -> None:
+        path = Path(program["__file__"])
+        self.folder, self.start = path.parent.name, time.perf_counter()
+        self.command = "; ".join(RUNS.findall(program["__doc__"].split("\n\n")[1]))
+        self.paragraphs = section(read_text(path.parents[1] / "README.md"), self.folder)
         sizes = {k: v for k, v in program.items() if k.isupper() and isinstance(v, SIZES)}
         self.sizes = "; ".join(f"{k} {v}" for k, v in sizes.items())
 
     def about(self, name: str) -> list[str]:
         """Comment lines of a table."""
-        named = [re.match(r"(\S+)\.csv: (.*)", paragraph) for paragraph in self.paragraphs]
-        told = zip(self.paragraphs, named, strict=True)
-        lines = [m[2] if m else text for text, m in told if not m or m[1] == name]
+        lines = []
+        for paragraph in self.paragraphs:
+            names = OF_TABLES.match(paragraph)
+            if not names or f"`{NUMBER.sub('', name)}.csv`" in NUMBER.sub("", names[0]):
+                lines.append(OF_TABLES.sub("", paragraph))
         return [*lines, *([self.sizes] if self.sizes else [])]
 
     def store(
@@ -63,9 +69,9 @@ class Maker:
         """Write a table with its provenance, see :func:`bnmlp.book.tables.store_table`.
 
         Args:
-            name: By which the docstring tells it.
+            name: By which the README tells it.
             table: The result; its index comes first.
-            *about: Comment lines besides those of the docstring.
+            *about: Comment lines besides those of the README.
             file: Name of the file without ending, where that is another one.
             minutes: How long it took; since the program began if omitted.
             float_format: Of the numbers.
@@ -75,6 +81,23 @@ class Maker:
             table, f"{self.folder}/{file or name}.csv", [*self.about(name), *about],
             command=self.command, minutes=minutes, float_format=float_format,
         )  # fmt: skip
+
+    def make(
+        self, *functions: Callable[[], pd.DataFrame], about: Sequence[str] = (), **options: Any
+    ) -> None:
+        """Make and store tables, or those that the command line names.
+
+        Args:
+            *functions: Each makes the table of its name, with hyphens for underscores.
+            about: Comment lines besides those of the README.
+            **options: Of :meth:`store`.
+        """
+        for function in functions:
+            name = function.__name__.replace("_", "-")
+            if name in (sys.argv[1:] or [name]):
+                self.start = time.perf_counter()
+                self.store(name, function(), *about, **options)
+                print(name, flush=True)
 
     def stored(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
         """What a table holds already, without index; no rows if there is none."""
@@ -87,7 +110,7 @@ class Maker:
         cells: Iterable[Cell],
         record: Callable[..., Mapping[str, pd.DataFrame]],
         suffix: str = "",
-        **options: object,
+        **options: Any,
     ) -> None:
         """Record what tables lack, cell by cell, and write them after each.
 
@@ -118,6 +141,12 @@ class Maker:
             print(kept[names[-1]].tail(1).to_string(index=False), flush=True)
 
 
+def section(text: str, heading: str) -> list[str]:
+    """Paragraphs below a heading of the second level, each as one line."""
+    _, below = f"\n{text}".split(f"\n## {heading}\n")
+    return [" ".join(p.split()) for p in below.split("\n## ")[0].strip().split("\n\n")]
+
+
 def holds(table: pd.DataFrame, cell: Cell) -> pd.Series:
     """Which rows are those of a cell, numbers taken as tables write them, with four digits."""
     found = pd.Series(True, table.index)
@@ -131,7 +160,9 @@ def _written(value: float | str) -> str:
 
 
 def rows_table(
-    rows: Mapping[tuple, object], names: Sequence[str], columns: Sequence[str] | None = None
+    rows: Mapping[tuple[Any, ...], object],
+    names: Sequence[str],
+    columns: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Rows by the labels that tell them apart.
 
@@ -181,28 +212,6 @@ def growth_table(logs: Tensor, layers: Sequence[int], digits: int) -> pd.DataFra
     """
     growth = (logs[1] - logs[list(layers)]).cpu().numpy()
     return pd.DataFrame(growth, pd.Index(layers, name="layer")).round(digits)
-
-
-def epoch_batches(
-    data: Dataset, size: int, replicas: int, steps: int, seed: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of training samples as runs see them, epoch after epoch.
-
-    Args:
-        data: The samples.
-        size: Of a batch; what is left over at the end of an epoch is skipped.
-        replicas: R; every network has its own order.
-        steps: Number of batches.
-        seed: Of the run.
-
-    Yields:
-        Samples and labels. Shapes ``(R, size, features)`` and ``(R, size)``.
-    """
-    each = len(data.train_x) // size
-    for t in range(steps):
-        if t % each == 0:
-            orders = epoch_orders(seed, replicas, t // each, len(data.train_x)).split(size, 1)
-        yield data.train_x[orders[t % each]], data.train_y[orders[t % each]]
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:

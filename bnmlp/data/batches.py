@@ -1,5 +1,6 @@
 """Batches: the order of samples, rows as images or tokens, inputs made on purpose."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -155,3 +156,71 @@ def epoch_orders(
     for r in range(replicas):
         orders.append(random_order(samples, seed, r, epoch, 1))
     return torch.stack(orders)
+
+
+def epoch_batches(
+    x: Tensor, y: Tensor, size: int, replicas: int, steps: int, seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches as runs see them, epoch after epoch, for each network in an order of its own.
+
+    Args:
+        x: Training samples. Shape ``(N, ...)``.
+        y: Labels. Shape ``(N,)``.
+        size: Of a batch; what is left over at the end of an epoch is skipped.
+        replicas: R.
+        steps: Number of batches.
+        seed: Of the run.
+
+    Yields:
+        Samples and labels. Shapes ``(R, size, ...)`` and ``(R, size)``.
+    """
+    each = len(x) // size
+    for t in range(steps):
+        if t % each == 0:
+            orders = epoch_orders(seed, replicas, t // each, len(x)).split(size, 1)
+        yield x[orders[t % each]], y[orders[t % each]]
+
+
+def drawn_batches(
+    x: Tensor, y: Tensor, size: int, replicas: int, steps: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Samples drawn with replacement, for each network its own.
+
+    Args:
+        x: Samples. Shape ``(N, ...)``.
+        y: Labels. Shape ``(N,)``.
+        size: Of a batch; of N, all samples are the batch of every network, and nothing is drawn.
+        replicas: R.
+        steps: Number of batches.
+        generator: Draws.
+
+    Yields:
+        Samples and labels. Shapes ``(R, size, ...)`` and ``(R, size)``, or those of all samples.
+    """
+    for _ in range(steps):
+        if size == len(x):
+            yield x, y
+        else:
+            index = torch.randint(len(x), (replicas, size), generator=generator)
+            yield x[index], y[index]
+
+
+def shuffled_batches(
+    x: Tensor, y: Tensor, size: int, steps: int, generators: Sequence[torch.Generator]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Distinct samples at each step, those of all steps independent.
+
+    Args:
+        x: Samples. Shape ``(N, ...)``.
+        y: Labels. Shape ``(N,)``.
+        size: Of a batch.
+        steps: Number of batches.
+        generators: One for each network, R.
+
+    Yields:
+        Samples and labels. Shapes ``(R, size, ...)`` and ``(R, size)``.
+    """
+    for _ in range(steps):
+        index = torch.stack([torch.randperm(len(x), generator=g)[:size] for g in generators])
+        index = index.to(x.device)
+        yield x[index], y[index]

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,19 @@ class Dataset:
     checksum: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Samples as pixels from 0 to 1, before they were standardised.
+
+        Args:
+            x: Shape ``(..., features)``.
+
+        Returns:
+            Of the same shape and type.
+        """
+        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (self.mean, self.std))
+        channels = x.unflatten(-1, (len(mean), -1))
+        return (channels * std[:, None] + mean[:, None]).flatten(-2)
 
     def batch(self, size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         """A random batch of distinct training samples.
@@ -87,6 +101,23 @@ class Dataset:
             raise ValueError(f"batches: runs must be at least 1, got {runs}")
         x, y = zip(*(self.batch(size, seed=seed + r) for r in range(runs)), strict=True)
         return torch.stack(x).to(device, dtype), torch.stack(y).to(device)
+
+    def fresh_batches(
+        self, size: int, runs: int, steps: int, *, device: torch.device | str | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """New :meth:`batches` for every step of a training, no two with the same seed.
+
+        Args:
+            size: Samples in each batch.
+            runs: Number of networks.
+            steps: How often.
+            device: Where they live.
+
+        Yields:
+            Samples and labels. Shapes ``(runs, size, features)`` and ``(runs, size)``.
+        """
+        for step in range(steps):
+            yield self.batches(size, runs, seed=runs * step, device=device)
 
 
 def load_dataset(

@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def gain_schedule(
-    depth: int, gain: float = 1.0, exponent: float = 0.0
+    depth: int, gain: float = 1.0, exponent: float = 0.0, *, cut: tuple[int, float] | None = None
 ) -> Float64[Tensor, " {depth}"]:
     r"""Gains :math:`\alpha_\ell = \alpha\,\ell^{-e}` of layers :math:`\ell = 1, \dots, L`.
 
@@ -28,6 +28,7 @@ def gain_schedule(
         depth: Number of layers, :math:`L`.
         gain: :math:`\alpha`, the gain of the first layer.
         exponent: :math:`e`; zero gives every layer the same gain.
+        cut: A number of first layers, and the gain of all others.
 
     Returns:
         Gains on the CPU, float64. Shape ``(depth,)``.
@@ -38,13 +39,16 @@ def gain_schedule(
     Examples:
         >>> gain_schedule(4, gain=2, exponent=1).tolist()
         [2.0, 1.0, 0.6666666666666666, 0.5]
+        >>> gain_schedule(4, exponent=1, cut=(2, 0.125)).tolist()
+        [1.0, 0.5, 0.125, 0.125]
     """
     if not (gain > 0 and math.isfinite(gain)):
         raise ValueError(f"gain must be a finite number > 0, got {gain}")
     if not math.isfinite(exponent):
         raise ValueError(f"gain_exponent must be finite, got {exponent}")
     layers = torch.arange(1, depth + 1, dtype=torch.float64, device="cpu")
-    return gain * layers**-exponent
+    gains = gain * layers**-exponent
+    return gains if cut is None else gains.where(layers <= cut[0], cut[1])
 
 
 def activation_parts(activation: str | Sequence[str]) -> list[tuple[slice, str]]:

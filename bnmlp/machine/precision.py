@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-Numbers = TypeVar("Numbers", Tensor, nn.Module)
+Numbers = TypeVar("Numbers", bound=Tensor | nn.Module)
 
 
 def float64(x: Numbers, device: torch.device | None = None) -> Numbers:
@@ -18,5 +18,6 @@ def float64(x: Numbers, device: torch.device | None = None) -> Numbers:
     Returns:
         The numbers; of a module, itself.
     """
-    place: Any = device or x.device
-    return x.to("cpu").to(torch.float64) if place.type == "mps" else x.to(torch.float64)
+    found: Any = x
+    place = device or found.device
+    return found.to("cpu").to(torch.float64) if place.type == "mps" else found.to(torch.float64)

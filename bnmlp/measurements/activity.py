@@ -8,7 +8,11 @@ from torch import Tensor
 from bnmlp.layers.activations import ACTIVATIONS
 from bnmlp.layers.normalization import batch_norm
 from bnmlp.machine.precision import float64
+from bnmlp.measurements.rates import lengths
+from bnmlp.networks.losses import matrix_gradients
 from bnmlp.networks.mlp import BNMLP
+from bnmlp.networks.protocol import averages_kept
+from bnmlp.networks.skip import SkipMLP
 
 
 def unit_activity(layers: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -62,8 +66,8 @@ def layer_nonlinearity(model: BNMLP, x: Tensor) -> Tensor:
     Returns:
         Shares, float64. Shape ``(depth, R)``.
     """
-    stages = enumerate(model.stages(x))
-    return torch.stack([nonlinear_share(model.gain_of(i, z) * z, h) for i, (_, z, h) in stages])
+    layers = zip(model.gains_like(x), model.stages(x), strict=True)
+    return torch.stack([nonlinear_share(gain * z, h) for gain, (_, z, h) in layers])
 
 
 @torch.no_grad()
@@ -88,9 +92,28 @@ def accuracy_linear_after(
     if not isinstance(model.activation, str):
         raise ValueError("several activations; take the networks of one with replicas.subset")
     h = x.unflatten(0, (-1, 1, batch_size)).mT  # (batches, 1, features, n)
-    for i, weight in enumerate(model.layer_weights()):
-        h = batch_norm(weight @ h, eps=model.eps)
-        h = model.gain_of(i, h) * h
+    gains, weights = model.gains_like(x), model.layer_weights()
+    for i, (gain, weight) in enumerate(zip(gains, weights, strict=True)):
+        h = gain * batch_norm(weight @ h, eps=model.eps)
         h = ACTIVATIONS[model.activation](h) if i < kept else h
     right = model.head(h).argmax(-1) == y.unflatten(0, (-1, 1, batch_size))
     return right.double().mean((0, 2))
+
+
+def units_and_gradients(network: SkipMLP, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """:func:`unit_activity` and gradient norms on one batch, which moves no averages.
+
+    Args:
+        network: R networks.
+        x: Samples. Shape ``(n, in_features)``.
+        y: Labels. Shape ``(n,)``.
+
+    Returns:
+        Each of shape ``(R,)``, float64: those of :func:`unit_activity`, and gradient norms of the
+        second matrix (``grad_first``), the middle one and the last but one (``grad_last``).
+    """
+    with averages_kept(network), torch.no_grad():
+        found = unit_activity(list(network.representations(x)))
+    norms = lengths(matrix_gradients(network, x, y)[0].values())
+    places = {"grad_first": 1, "grad_middle": len(norms) // 2, "grad_last": -2}
+    return found | {name: norms[place] for name, place in places.items()}

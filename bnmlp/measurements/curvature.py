@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -63,24 +63,35 @@ class _AffineApart(TorchFunctionMode):
     """Scales and shifts after a normalisation as operations of their own.
 
     Where they are fused with it, PyTorch's forward-mode derivative of the gradient lacks a term of
-    the scale, and products of the Hessian are off by several per cent.
+    the scale, and products of the Hessian are off by several per cent. Groups of channels are
+    normalised as layers are, since for them PyTorch has no such derivative at all.
     """
 
     def __torch_function__(
-        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
-        if function not in (F.batch_norm, F.instance_norm, F.layer_norm):
+        if function not in (F.batch_norm, F.instance_norm, F.layer_norm, F.group_norm):
             return function(*args, **kwargs)
         given = inspect.signature(function).bind(*args, **kwargs).arguments
         weight, bias = given.pop("weight", None), given.pop("bias", None)
-        y = function(**given)
+        y = _normalized_groups(**given) if function is F.group_norm else function(**given)
         per_channel = (-1,) + (1,) * (y.ndim - 2)
         for parameter, apply in ((weight, torch.mul), (bias, torch.add)):
             if parameter is not None:
                 features = function is F.layer_norm
                 y = apply(y, parameter if features else parameter.view(per_channel))
         return y
+
+
+def _normalized_groups(input: Tensor, num_groups: int, eps: float = 1e-5) -> Tensor:
+    """``F.group_norm`` without scale and shift."""
+    groups = input.reshape(len(input), num_groups, -1)
+    return F.layer_norm(groups, groups.shape[-1:], eps=eps).view_as(input)
 
 
 def hessian(model: nn.Module, batches: Batches) -> "HessianLinearOperator":
@@ -117,11 +128,15 @@ def dense_hessian(model: nn.Module, batches: Batches) -> Tensor:
     """
     batches, module = sound_batches(model, batches), _LogitsForHessian(model)
     parameters = list(module.parameters())
-    loss = sum(F.cross_entropy(module(x), y) for x, y in batches) / len(batches)
-    slope = flat(torch.autograd.grad(loss, parameters, create_graph=True))
+    slope = flat(torch.autograd.grad(_loss(module, batches), parameters, create_graph=True))
     units = torch.eye(len(slope), dtype=slope.dtype, device=slope.device)
     rows = torch.autograd.grad(slope, parameters, units, is_grads_batched=True)
     return torch.cat([row.flatten(1) for row in rows], 1)
+
+
+def _loss(module: nn.Module, batches: Batches) -> Tensor:
+    losses = [F.cross_entropy(module(x), y) for x, y in batches]
+    return sum(losses[1:], losses[0]) / len(batches)
 
 
 def flat(parts: Iterable[Tensor]) -> Tensor:
@@ -173,11 +188,11 @@ def _ends(
     values = np.concatenate([v for v, _ in ends])
     vectors = np.concatenate([v for _, v in ends], axis=1)
     order = np.argsort(-values)
-    ends = torch.tensor(values[order], dtype=torch.float64, device="cpu")
-    return ends, torch.tensor(vectors[:, order], device="cpu")
+    descending = torch.tensor(values[order], dtype=torch.float64, device="cpu")
+    return descending, torch.tensor(vectors[:, order], device="cpu")
 
 
-def row_lengths(model: BNMLP) -> Tensor:
+def row_lengths(model: nn.Module) -> Tensor:
     r"""For every parameter of a normalised layer the length of its row of weights.
 
     A row of weights that is normalised afterwards may be multiplied by any number. With
@@ -223,8 +238,7 @@ def scaled_largest(
     """
     batches, module = sound_batches(model, batches), _LogitsForHessian(model)
     parameters = list(module.parameters())
-    loss = sum(F.cross_entropy(module(x), y) for x, y in batches) / len(batches)
-    slope = flat(torch.autograd.grad(loss, parameters, create_graph=True))
+    slope = flat(torch.autograd.grad(_loss(module, batches), parameters, create_graph=True))
     d = (row_lengths(model) if units is None else units).detach().cpu().numpy()
 
     def product(v: np.ndarray) -> np.ndarray:

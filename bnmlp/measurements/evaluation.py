@@ -1,18 +1,20 @@
 """Loss and accuracy with batch, running or recalibrated statistics: three different networks."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from bnmlp.layers.activations import activation_parts
-from bnmlp.layers.normalization import batch_norm, layer_norm, refuse_single_sample
+from bnmlp.layers.normalization import refuse_single_sample
 from bnmlp.layers.seeds import random_order
 from bnmlp.machine.modes import outside_modes
 from bnmlp.machine.precision import float64
+from bnmlp.measurements.recalibration import NORMS, input_of, recalibrate_module
 from bnmlp.networks.engine import activate, is_one
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import (
@@ -93,11 +95,10 @@ def evaluate(
     if model.norm == "batch" and statistics == "batch" and model.center:
         refuse_single_sample("evaluate", min(len(x), batch_size))
         batches = min(batches, len(x) // 2)
-    if model.norm != "batch" or statistics == "batch":
-        averages = None
-    elif statistics == "running":
+    averages = None
+    if model.norm == "batch" and statistics == "running":
         averages = model.running_mean, model.running_var
-    else:
+    elif model.norm == "batch" and statistics == "recalibrated" and calibration is not None:
         averages = population_statistics(model, calibration, batch_size)
 
     order = random_order(len(x), 0).to(x.device)
@@ -114,26 +115,64 @@ def evaluate(
 
 @outside_modes
 @torch.no_grad()
-def recalibrate(model: nn.Module, x: Tensor, batch_size: int = 100) -> None:
+def recalibrate(
+    model: nn.Module, data: Tensor | Iterable[Any], batch_size: int = 100, *, exact: bool = True
+) -> None:
     """Set the running averages to the statistics of some training samples, layer by layer.
 
+    Each layer is measured behind layers that use theirs already. Of one tensor that takes one pass.
+    Of several batches it takes one for each call of a norm, which ends there: as much as half as
+    many whole passes. ``exact=False`` takes one: each batch is normalised with its own statistics,
+    and these are pooled. How far the spread of logits is off then, in networks trained on digits:
+    60 tanh layers, 0.1 % with batches of 32; 30 ReLU layers, 6 to 30 % with batches of 32 and 1 %
+    with 500; 40 ReLU layers that had not learnt, a factor of ten, and 13 %.
+
+    A norm that is called several times keeps the pooled statistics of all its calls. What several
+    processes train together each recalibrates with what it is given: give all the same.
+
     Args:
-        model: R networks, or any module; nothing changes without batch normalisation.
-        x: Training samples, the more the better, shared by the replicas or some for each. Shape
-            ``(N, ...)`` or ``(R, N, ...)``.
+        model: R networks, or any module with batch norm or instance norm in it.
+        data: Training samples, the more the better: a tensor of shape ``(N, ...)``, for R networks
+            also ``(R, N, ...)``; or batches, as a loader gives them: samples, tuples that begin
+            with samples, or dicts of named arguments.
         batch_size: Samples in a training batch: a row's norm, which ``unit_norm`` keeps, grows
             with it.
+        exact: Whether several batches count as one, see above.
 
     Raises:
-        ValueError: If the samples do not fit the model, or a single one would be centred. Nothing
-            has changed then.
+        ValueError: If a module keeps no running averages (the networks of this package stay as
+            they are then), there are no samples or a single one would be centred, they do not fit
+            the model, or statistics are not finite. Nothing has changed then.
     """
-    if not isinstance(model, BNMLP):
-        _recalibrate_any(as_network(model), x)
-    elif model.norm == "batch":
-        mean, var = population_statistics(model, x, batch_size)
-        model.running_mean.copy_(mean)
-        model.running_var.copy_(var)
+    if isinstance(model, BNMLP):
+        if model.norm == "batch":
+            samples = data if isinstance(data, Tensor) else _joined(data)
+            mean, var = population_statistics(model, samples, batch_size)
+            model.running_mean.copy_(mean)
+            model.running_var.copy_(var)
+        return
+    if not hasattr(model, "weight_matrices"):
+        _refuse_without_averages(model)
+    elif not isinstance(data, Tensor):
+        data = _joined(data)
+    whole = isinstance(data, (Tensor, PackedSequence))
+    recalibrate_module(model, [data] if whole else data, exact=exact)
+
+
+def _joined(batches: Iterable[Any]) -> Tensor:
+    """Batches as one, for networks side by side, which take all samples together."""
+    parts = [input_of(batch) for batch in batches]
+    if not parts:
+        raise ValueError("recalibration: no batches")
+    return torch.cat(parts)
+
+
+def _refuse_without_averages(model: nn.Module) -> None:
+    if averaging(model):
+        return
+    norms = [m for m in model.modules() if isinstance(m, NORMS)]
+    why = "keeps none (track_running_stats=False)" if norms else "has no batch normalisation"
+    raise ValueError(f"recalibrate: there are no running averages to set: the module {why}")
 
 
 @torch.no_grad()
@@ -146,13 +185,13 @@ def population_statistics(model: BNMLP, x: Tensor, batch_size: int) -> tuple[Ten
     Args:
         model: R networks with batch normalisation.
         x: Samples. Shape ``(N, in_features)`` or ``(R, N, in_features)``.
-        batch_size: See :func:`recalibrate`.
+        batch_size: See :func:`bnmlp.recalibrate`.
 
     Returns:
         As ``running_mean`` and ``running_var`` of the model. Each of shape ``(depth, R, width)``.
 
     Raises:
-        ValueError: As :func:`recalibrate`.
+        ValueError: As :func:`bnmlp.recalibrate`.
     """
     model.check_input(x)
     n = x.shape[-2]
@@ -210,8 +249,8 @@ def _evaluate_any(
         batches = min(batches, len(x) // 2)
     total = torch.zeros(2, network.replicas, dtype=torch.float64, device="cpu")
     with averages_kept(network):
-        if statistics == "recalibrated":
-            _recalibrate_any(network, calibration)
+        if statistics == "recalibrated" and calibration is not None:
+            recalibrate_module(cast(nn.Module, network), [calibration])
         network.eval()
         for module in normalizing:
             module.training = True
@@ -223,38 +262,6 @@ def _evaluate_any(
             right = logits.argmax(-1) == labels
             total += torch.stack([losses.sum(-1), right.sum(-1)]).cpu()
     return Evaluation(*(total / len(x)))
-
-
-def _recalibrate_any(network: Network, x: Tensor) -> None:
-    """One batch of all samples: each layer sees what layers with its statistics make of them."""
-    modules, sizes, found = averaging(network), {}, []
-
-    def count(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        sizes[module] = given[0].numel() // given[0].shape[1]
-
-    layers = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    n = x.shape[1] if x.ndim > 2 and modules and not layers else len(x)
-    if modules:
-        refuse_single_sample("recalibration", n)
-    momenta = [module.momentum for module in modules]
-    hooks = [layer.register_forward_pre_hook(count) for layer in layers]
-    with averages_kept(network, training=False):
-        try:
-            for module in modules:
-                module.training, module.momentum = True, 1.0
-            network(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for module, momentum in zip(modules, momenta, strict=True):
-                module.momentum = momentum
-        for module in modules:  # PyTorch keeps the unbiased variance
-            seen = sizes.get(module, n)
-            var = module.running_var * ((seen - 1) / seen)
-            found.append((module, module.running_mean.clone(), var))
-    for module, mean, var in found:
-        module.running_mean.copy_(mean)
-        module.running_var.copy_(var)
 
 
 def _chunks(batches: tuple[Tensor, ...]) -> list[list[Tensor]]:
@@ -273,17 +280,13 @@ def _logits(
     model: BNMLP, x: Tensor, averages: tuple[Tensor, Tensor] | None, batch_size: int
 ) -> Tensor:
     """Logits ``(R, N, out)`` with fixed statistics, or with those of batches in a row."""
-    options = {"center": model.center, "unit": model.unit_norm, "eps": model.eps}
 
     def normalize(i: int, z: Tensor) -> Tensor:
-        if model.norm == "none":
-            return z
-        if model.norm == "layer":
-            return layer_norm(z, **options)
+        if model.norm != "batch":
+            return model.normalize(z)
         if averages is not None:
             return _fixed_norm(model, z, averages[0][i], averages[1][i])
-        batches = z.unflatten(-1, (-1, batch_size))  # (R, d, batches, n)
-        return batch_norm(batches, **options).flatten(-2)
+        return model.normalize(z.unflatten(-1, (-1, batch_size))).flatten(-2)
 
     return model.head(_last_representation(model, x, normalize))
 
@@ -298,11 +301,11 @@ def _last_representation(
 ) -> Tensor:
     """The way in with a normalisation of one's choice, in place where it can be."""
     h, parts = x.mT, activation_parts(model.activation)
-    for i, weight in enumerate(model.layer_weights()):
+    layers = zip(model.layer_weights(), model.gains_like(x), strict=True)
+    for i, (weight, gain) in enumerate(layers):
         z = weight @ h  # (R, d, N)
-        if model.layer_bias is not None:
+        if model.bias:
             z += model.layer_bias[i].unsqueeze(-1)
-        gain = model.gain_of(i, z)
         if model.order == "act_norm":
             z = activate(parts, z.mul_(gain), z)
         h = normalize(i, z)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ def deep_gradient_norms(
     out_features: int,
     log: bool = False,
     progress: bool | None = None,
-    **options: object,
+    **options: Any,
 ) -> Tensor:
     """Gradient norms at initialisation of networks deeper than memory holds.
 
@@ -200,18 +201,19 @@ def _record(
     x: Tensor,
     y: Tensor,
     weights_of: Callable[[range], Sequence[Tensor]],
-    **options: object,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     place = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
     logs = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64, device=place)
-    scales: list[Tensor] = [None] * (model.depth + 1)
+    scales: dict[int, Tensor] = {}
 
     def record(layer: int, grad: Tensor, h: Tensor, log_scale: Tensor) -> None:
         logs[layer] = _norm(torch.bmm(grad, h.mT)).log() + log_scale.to(place)
         scales[layer] = log_scale
 
     engine.backward_in_segments(model, x, y, weights_of, record, **options)
-    held = logs - torch.stack(scales).to(logs)  # logarithms of the numbers that were computed
+    scale = torch.stack([scales[layer] for layer in range(model.depth + 1)])
+    held = logs - scale.to(logs)  # logarithms of the numbers that were computed
     return logs, (held < math.log(torch.finfo(x.dtype).tiny)).any(0)
 
 
@@ -244,6 +246,7 @@ def _norm(gradient: Tensor) -> Tensor:
     if gradient.device.type == "cpu":
         norm = torch.linalg.vector_norm(gradient, dim=(-2, -1)).double()
         # The square of a float32 overflows near 1e19 and underflows near 1e-19.
-        if ((norm > 1e-15) & (norm < 1e18)).all():
+        low, high = torch.aminmax(norm) if norm.numel() else (1.0, 1.0)
+        if low > 1e-15 and high < 1e18:
             return norm
     return torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=torch.float64)

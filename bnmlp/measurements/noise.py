@@ -29,7 +29,7 @@ def sound_batches(model: nn.Module, batches: Batches) -> Batches:
     return [(x, class_labels(y, 1, len(x), logits.shape[1], x.device)[0]) for x, y in batches]
 
 
-def kept_randomness(device: torch.device) -> AbstractContextManager:
+def kept_randomness(device: torch.device) -> AbstractContextManager[None]:
     """Leave PyTorch's global random numbers where they are."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
@@ -45,13 +45,22 @@ def _check_sizes(batches: Batches) -> None:
 def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient of the mean cross entropy of one batch in all parameters, frozen ones included.
 
+    Args:
+        model: One network; modes and averages stay as they are.
+        x: Samples. Shape ``(n, ...)``.
+        y: Labels. Shape ``(n,)``.
+
+    Returns:
+        The flattened gradient, in the order of ``model.parameters()``. Shape ``(P,)``.
+
     Raises:
         ValueError: If the model has several replicas.
     """
     module = Logits(model)
     values = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
     logits = torch.func.functional_call(module, values, (ordinary(x),))
-    labels = class_labels(ordinary(y), 1, *logits.shape, x.device)[0]
+    n, classes = logits.shape
+    labels = class_labels(ordinary(y), 1, n, classes, x.device)[0]
     loss = F.cross_entropy(logits, labels)
     parts = torch.autograd.grad(loss, list(values.values()), materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])

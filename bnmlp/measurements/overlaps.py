@@ -1,13 +1,18 @@
 """How curvature and gradient noise of a small network lie to each other: dense matrices."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from bnmlp.measurements.curvature import gauss_newton, hessian
 from bnmlp.measurements.noise import sample_gradients
 
+if TYPE_CHECKING:
+    from curvlinops import GGNLinearOperator, HessianLinearOperator
 
-def dense(operator: object, columns: int = 48) -> Tensor:
+
+def dense(operator: "HessianLinearOperator | GGNLinearOperator", columns: int = 48) -> Tensor:
     """The matrix of a linear operator of curvlinops.
 
     Args:
@@ -21,7 +26,9 @@ def dense(operator: object, columns: int = 48) -> Tensor:
     return torch.cat([operator @ part for part in identity.split(columns, 1)], 1)
 
 
-def trace_estimate(operator: object, vectors: int, generator: torch.Generator) -> float:
+def trace_estimate(
+    operator: "HessianLinearOperator | GGNLinearOperator", vectors: int, generator: torch.Generator
+) -> float:
     r"""Mean of :math:`v^\top Av` over random vectors of signs, whose expectation is the trace."""
     signs = torch.randint(2, (operator.shape[1], vectors), generator=generator)
     signs = signs.to(operator.dtype) * 2 - 1

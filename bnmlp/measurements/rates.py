@@ -59,3 +59,17 @@ def spread(rates: Tensor) -> Tensor:
         Zero where all layers have one rate. Shape ``(...)``.
     """
     return (rates.amax(0) / rates.amin(0)).log()
+
+
+def tilt(rates: Tensor, ends: int = 4) -> Tensor:
+    """How much larger the first rates are than the last: difference of mean logarithms, in nats.
+
+    Args:
+        rates: Positive. Shape ``(..., layers, R)``.
+        ends: Layers at each end.
+
+    Returns:
+        Shape ``(..., R)``.
+    """
+    logs = rates.log()
+    return logs[..., :ends, :].mean(-2) - logs[..., -ends:, :].mean(-2)

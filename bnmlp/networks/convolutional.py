@@ -92,6 +92,9 @@ def simple_cnn(
         wider: Factor on channels and features.
         classes: Number of logits.
 
+    Returns:
+        The network, from images ``(n, channels, side, side)`` to logits ``(n, classes)``.
+
     Raises:
         ValueError: If images are too small to be halved twice, or another size is below one.
     """

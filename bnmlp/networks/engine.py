@@ -26,6 +26,12 @@ def tanh_by_sigmoid(x: Tensor) -> bool:
     """Whether tanh is computed as 2 sigmoid(2x) - 1, several times faster.
 
     The absolute error of that form is below 2e-7, that is one or two units of float32 at 1.
+
+    Args:
+        x: What tanh is to be taken of.
+
+    Returns:
+        True for float32 on a CPU.
     """
     return x.dtype == torch.float32 and x.device.type == "cpu"
 
@@ -96,34 +102,32 @@ class Stack:
 
     def __init__(self, model: BNMLP, x: Tensor, capacity: int | None = None) -> None:
         # Weak, since a stack is kept for its model: a strong reference would keep both for ever.
-        self.model, self.n, self.first = weakref.proxy(model), x.shape[-2], 0
-        self.made_for = choices(model, x)
-        n, capacity = self.n, capacity or model.depth
-        like = {"dtype": x.dtype, "device": x.device}
-        shape = (capacity, model.replicas, model.width, n)
-        self.linear = fresh(shape, **like).unbind()
-        self.out = fresh(shape, **like).unbind()
-        # The stage between normalisation and activation, kept only where its gradient needs it.
-        self.parts = activation_parts(model.activation)
+        self.model, self.made_for = weakref.proxy(model), key_of(model, x)
+        self.recipe, self.n, self.first = model.recipe, x.shape[-2], 0
+        n, recipe, capacity = self.n, self.recipe, capacity or model.depth
+        shape = (capacity, recipe.replicas, recipe.width, n)
+        self.gains = model.gains_like(x)
+        self.parts = activation_parts(recipe.activation)
         names = {name for _, name in self.parts}
         self.linear_only = names == {"identity"}
         self.tanh_only = names == {"tanh"} and tanh_by_sigmoid(x)
-        self.keeps_middle = model.order == "act_norm" or "sin" in names
+        self.linear = fresh(shape, x.dtype, x.device).unbind()
+        self.out = fresh(shape, x.dtype, x.device).unbind()
+        # The stage between normalisation and activation, kept only where its gradient needs it.
+        self.keeps_middle = recipe.order == "act_norm" or "sin" in names
         self.middle = (
-            fresh(shape, **like).unbind()
+            fresh(shape, x.dtype, x.device).unbind()
             if self.keeps_middle
-            else (torch.empty(shape[1:], **like),) * capacity
+            else (x.new_empty(shape[1:]),) * capacity
         )
         self.nbytes = (2 + self.keeps_middle) * math.prod(shape) * x.dtype.itemsize
-        self.means = torch.zeros(*shape[:-1], 1, **like)
-        self.rstds = torch.ones(*shape[:-1], 1, **like)
+        self.means, self.rstds = x.new_zeros(*shape[:-1], 1), x.new_ones(*shape[:-1], 1)
         self.mean, self.rstd = self.means.unbind(), self.rstds.unbind()
-        self.eps = model.eps / n if model.unit_norm else model.eps
-        self.scale = 1 / math.sqrt(n) if model.unit_norm else 1.0
+        self.eps = recipe.eps / n if recipe.unit_norm else recipe.eps
+        self.scale = 1 / math.sqrt(n) if recipe.unit_norm else 1.0
         self.constants: dict[float, Tensor] = {}
-        if model.affine:  # gradients of the last backward pass, (layers, R, d)
-            self.norm_weight_grad = torch.zeros(shape[:-1], **like)
-            self.norm_bias_grad = torch.zeros(shape[:-1], **like)
+        if recipe.affine:  # gradients of the last backward pass, (layers, R, d)
+            self.norm_weight_grad, self.norm_bias_grad = x.new_zeros(2, *shape[:-1]).unbind()
 
     def forward(self, weights: Sequence[Tensor], h: Tensor, first: int = 0) -> Tensor:
         """Run some layers and keep what the way back needs.
@@ -136,15 +140,14 @@ class Stack:
         Returns:
             Representation that leaves, a view of a buffer. Shape ``(R, d, n)``.
         """
-        model = self.model
+        act_norm, bias = self.recipe.order == "act_norm", self.model.layer_bias
         self.first = first
         for i, weight in enumerate(weights):
-            layer = self.first + i
+            gain = self.gains[first + i]
             z = torch.bmm(weight, h, out=self.linear[i])
-            if model.layer_bias is not None:
-                z += model.layer_bias[layer].unsqueeze(-1)
-            gain = model.gain_of(layer, z)
-            if model.order == "act_norm":
+            if bias is not None:
+                z += bias[first + i].unsqueeze(-1)
+            if act_norm:
                 if not is_one(gain):
                     z *= gain
                 y = activate(self.parts, z, self.middle[i])
@@ -175,11 +178,11 @@ class Stack:
             Gradient of the representation that entered, None if that is the network's input.
             Shape ``(R, m, n)``.
         """
-        model = self.model
+        act_norm = self.recipe.order == "act_norm"
         for i in reversed(range(len(weights))):
             layer = self.first + i
-            gain = model.gain_of(layer, grad)
-            if model.order == "act_norm":
+            gain = self.gains[layer]
+            if act_norm:
                 grad = self._denormalize(i, grad, self.middle[i], 1.0)
                 grad = self._deactivate(grad, self.linear[i], self.middle[i])
                 if not is_one(gain):
@@ -189,21 +192,23 @@ class Stack:
                 grad = self._denormalize(i, grad, self.linear[i], gain)
             below = torch.bmm(weights[i].mT, grad) if layer else None
             visit(layer, weights[i], grad, self.out[i - 1] if i else x)
+            if below is None:
+                return None
             grad = below
         return grad
 
     def update_averages(self) -> None:
         """Move the running averages of all layers towards the last forward pass."""
-        model = self.model
-        if model.norm != "batch":
+        model, recipe = self.model, self.recipe
+        if recipe.norm != "batch":
             return
         var = (self.rstds.squeeze(-1) ** -2 - self.eps).clamp_min_(0)  # rounding may take it below
-        if model.unit_norm:
+        if recipe.unit_norm:
             var *= self.n
-        elif model.center:
+        elif recipe.center:
             var *= self.n / (self.n - 1)
         model.running_var.lerp_(var, model.momentum)
-        if model.center:
+        if recipe.center:
             model.running_mean.lerp_(self.means.squeeze(-1), model.momentum)
 
     def _deactivate(self, grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
@@ -217,13 +222,13 @@ class Stack:
 
     def _normalize(self, i: int, z: Tensor, gain: float | Tensor, out: Tensor) -> Tensor:
         """Normalise, apply the affine part, multiply by ``gain``; ``out`` may be used."""
-        model = self.model
+        recipe = self.recipe
         if isinstance(gain, Tensor):
             return self._normalize(i, z, 1.0, out).mul_(gain)
-        if model.norm == "none":
+        if recipe.norm == "none":
             return torch.mul(z, gain, out=out)
-        scale = self.scale if model.affine else self.scale * gain
-        if model.center:
+        scale = self.scale if recipe.affine else self.scale * gain
+        if recipe.center:
             y, mean, rstd = aten.native_layer_norm(z, [self.n], self._vector(scale), None, self.eps)
             self.mean[i].copy_(mean)
             self.rstd[i].copy_(rstd)
@@ -233,27 +238,27 @@ class Stack:
             torch.linalg.vector_norm(z, dim=-1, keepdim=True, out=self.rstd[i])
             self.rstd[i].square_().div_(self.n).add_(self.eps).rsqrt_()
             y = torch.mul(z, self.rstd[i] * scale, out=out)
-        if model.affine:
+        if recipe.affine:
             layer = self.first + i
-            y *= gain * model.norm_weight[layer].unsqueeze(-1)
-            y += gain * model.norm_bias[layer].unsqueeze(-1)
+            y *= gain * self.model.norm_weight[layer].unsqueeze(-1)
+            y += gain * self.model.norm_bias[layer].unsqueeze(-1)
         return y
 
     def _denormalize(self, i: int, grad: Tensor, z: Tensor, gain: float | Tensor) -> Tensor:
         """Gradient of the normalisation's input ``z`` from that of its output times ``gain``."""
-        model = self.model
+        recipe = self.recipe
         if isinstance(gain, Tensor):
             return self._denormalize(i, grad * gain, z, 1.0)
-        if model.norm == "none":
+        if recipe.norm == "none":
             return grad * gain if gain != 1 else grad
         scale = self.scale * gain
-        if model.affine:
+        if recipe.affine:
             layer = self.first + i
             xhat = (z - self.mean[i]).mul_(self.rstd[i] * scale)
             self.norm_weight_grad[i] = torch.linalg.vecdot(grad, xhat)
             self.norm_bias_grad[i] = grad.sum(-1).mul_(gain)
-            grad = grad * model.norm_weight[layer].unsqueeze(-1)
-        if model.center:
+            grad = grad * self.model.norm_weight[layer].unsqueeze(-1)
+        if recipe.center:
             return aten.native_layer_norm_backward(
                 grad, z, [self.n], self.mean[i], self.rstd[i], self._vector(scale), None,
                 [True, False, False],
@@ -267,34 +272,30 @@ class Stack:
         if value == 1:
             return None
         if value not in self.constants:
-            like = {"dtype": self.means.dtype, "device": self.means.device}
-            self.constants[value] = torch.full((self.n,), value, **like)
+            self.constants[value] = self.means.new_full((self.n,), value)
         return self.constants[value]
 
 
 _STACKS: "weakref.WeakKeyDictionary[BNMLP, Stack]" = weakref.WeakKeyDictionary()
 
 
-def choices(model: BNMLP, x: Tensor) -> tuple:
-    """What the buffers of a stack depend on, for attributes of a model may be changed.
+def key_of(model: BNMLP, x: Tensor) -> tuple[object, ...]:
+    """What buffers depend on: equal for batches and networks that can share them.
 
     Args:
         model: R networks.
         x: A batch. Shape ``(..., n, features)``.
 
     Returns:
-        Equal for equal choices.
+        Size, type and device of the batch, and the recipe.
     """
-    return (
-        x.shape[-2], x.dtype, x.device, model.activation, model.order, model.norm, model.center,
-        model.unit_norm, model.eps, model.affine,
-    )  # fmt: skip
+    return x.shape[-2], x.dtype, x.device, model.recipe
 
 
 def stack_of(model: BNMLP, x: Tensor) -> Stack:
     """Buffers for all layers of the model and batches like ``x``, kept from call to call."""
     stack = _STACKS.get(model)
-    if stack is None or stack.made_for != choices(model, x):
+    if stack is None or stack.made_for != key_of(model, x):
         _STACKS.pop(model, None)  # free the old buffers before taking new ones
         stack = _STACKS[model] = Stack(model, x)
     return stack
@@ -305,7 +306,7 @@ def backward_in_segments(
     x: Tensor,
     y: Tensor,
     weights_of: Callable[[range], Sequence[Tensor]],
-    visit: Callable[[int, Tensor, Tensor, Tensor], None],
+    visit: Visit,
     progress: Callable[[range], Iterable[int]] = iter,
     spare: int = 0,
 ) -> None:
@@ -333,7 +334,7 @@ def backward_in_segments(
     stack = Stack(model, x, min(length, depth))
     kept = len(starts) - 1 - min(spare // stack.nbytes, len(starts) - 1)
     h = x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
-    passed = []
+    passed: list[tuple[Stack, range, Sequence[Tensor] | None, Tensor]] = []
     for first in progress(starts):
         layers = range(first, min(first + length, depth))
         weights = weights_of(layers)
@@ -351,16 +352,21 @@ def backward_in_segments(
     visit(depth, grad.mT, h, log_scale)
     grad = torch.bmm(output_weight.mT, grad.mT)
     for _ in progress(starts[::-1]):
-        stack, layers, weights, h = passed.pop()
+        stack, layers, held, h = passed.pop()
         peak = grad.abs().amax((1, 2)).clamp_min(torch.finfo(grad.dtype).tiny)
         log_scale = log_scale + peak.log()
         grad /= peak[:, None, None]
-        if weights is None:
-            weights = weights_of(layers)
+        weights = weights_of(layers) if held is None else held
+        if held is None:
             stack.forward(weights, h, layers.start)
-        grad = stack.backward(
-            weights, h, grad, lambda layer, weight, g, h, scale=log_scale: visit(layer, g, h, scale)
-        )
+        below = stack.backward(weights, h, grad, _scaled(visit, log_scale))
+        if below is not None:  # as it is at the end, behind the first layer
+            grad = below
+
+
+def _scaled(visit: Visit, log_scale: Tensor) -> Visit:
+    """The visit of a layer whose gradients have been divided by a factor."""
+    return lambda layer, weight, grad, h: visit(layer, grad, h, log_scale)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

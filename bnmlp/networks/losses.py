@@ -1,11 +1,93 @@
 """Losses and their gradients in all matrices of any network."""
 
+from typing import Any, NoReturn
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import Network, batch_of, without_dropout
+
+
+def default_loss(output: Tensor, y: Any) -> tuple[Tensor, str]:
+    """The loss that targets suggest: mean cross entropy of labels, mean squared error of numbers.
+
+    Args:
+        output: Logits, their classes on the last or the second axis, or numbers.
+        y: Labels, of which -100 is left out; or numbers, as many as in the output.
+
+    Returns:
+        A number, for autograd, and what it is.
+
+    Raises:
+        ValueError: If the targets suggest none, or shapes do not fit.
+    """
+    if not isinstance(y, Tensor) or y.dtype == torch.bool or y.is_complex():
+        kind = y.dtype if isinstance(y, Tensor) else f"type {type(y).__name__}"
+        raise ValueError(
+            f"no loss is known for targets of {kind}; pass loss_fn=, which is called with output "
+            "and targets"
+        )
+    if not y.is_floating_point():
+        rows, labels = class_rows(output, y)
+        wide = rows.float() if rows.dtype.itemsize < 4 else rows
+        return F.cross_entropy(wide, labels), "mean cross entropy"
+    if output.numel() != y.numel() or len(output) != len(y):
+        _refuse_shapes(output, y, "pass loss_fn=, or integer labels for cross entropy")
+    return F.mse_loss(output, y.reshape(output.shape).to(output)), "mean squared error"
+
+
+def class_rows(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits ``(N, classes)`` and labels ``(N,)`` of whatever has so many labels.
+
+    Args:
+        output: Logits, their classes on the last axis, as of tokens, or on the second, as of
+            pixels; also of one replica, with an axis in front.
+        y: Labels, with the other axes.
+
+    Returns:
+        Both flat.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    labels = y.long().reshape(-1)
+    if output.shape[:-1] == y.shape:
+        return output.flatten(0, -2) if output.ndim > 1 else output[None], labels
+    if output.ndim > 1 and (output.shape[0], *output.shape[2:]) == tuple(y.shape):
+        return output.movedim(1, -1).flatten(0, -2), labels
+    if output.ndim == y.ndim + 2 and len(output) == 1 and output.shape[1:-1] == y.shape:
+        return output[0].flatten(0, -2), labels
+    return _refuse_shapes(
+        output, y, "classes are the last or the second axis. Pass loss_fn= for another loss"
+    )
+
+
+def right_labels(output: Tensor, y: Any) -> Tensor | None:
+    """Whether the largest logit is the label's; labels below 0, which losses leave out, are not.
+
+    Args:
+        output: See :func:`class_rows`.
+        y: Labels.
+
+    Returns:
+        One bool for each label; None where targets are no labels of these logits.
+    """
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
+        return None
+    try:
+        rows, labels = class_rows(output.detach(), y)
+    except ValueError:  # a loss of one's own may know what to do with them
+        return None
+    return (rows.argmax(-1) == labels)[labels >= 0]
+
+
+def _refuse_shapes(output: Tensor, y: Tensor, remedy: str) -> NoReturn:
+    raise ValueError(
+        f"an output of shape {tuple(output.shape)} and targets of shape {tuple(y.shape)} do not "
+        f"fit; {remedy}"
+    )
 
 
 def scored_losses(network: Network, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

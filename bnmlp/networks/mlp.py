@@ -1,23 +1,49 @@
 """The network of the book: R independent deep MLPs with batch normalisation, run as one batch."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from bnmlp.checks import check_lengths, check_name, whole_number
-from bnmlp.layers.activations import ACTIVATIONS, activation_parts, gain_schedule
-from bnmlp.layers.initialization import INITIALIZATIONS, initial_weights
+from bnmlp.layers.activations import ACTIVATIONS, activation_parts
 from bnmlp.layers.normalization import batch_norm, layer_norm, refuse_single_sample
 from bnmlp.machine.memory import fresh
 from bnmlp.machine.modes import outside_modes
 from bnmlp.networks.protocol import layered_axis, layered_matrices
-from bnmlp.networks.recipe import DTYPES, NORMS, ORDERS, _plain, layer_gains
+from bnmlp.networks.recipe import (
+    CHANGEABLE,
+    DTYPES,
+    Recipe,
+    draw,
+    first_averages,
+    first_numbers,
+)
 
 if TYPE_CHECKING:
     from bnmlp.data.datasets import Dataset
+
+
+PARAMETERS = (
+    "input_weight", "hidden_weight", "output_weight", "layer_bias", "output_bias", "norm_weight",
+    "norm_bias",
+)  # fmt: skip
+AVERAGES = ("running_mean", "running_var")
+Gains = tuple[float | Tensor, ...]  # numbers, or all tensors (R, 1, 1)
+
+
+def _refuse(name: str) -> NoReturn:
+    """What assigning a choice from outside ends in."""
+    remedy = "make a new one"
+    if name in CHANGEABLE:
+        remedy = f"model.with_choices({name}=...) gives networks of the same weights with another"
+    raise AttributeError(f"{name} of a BNMLP is fixed when it is made; {remedy}")
+
+
+def _choice(name: str) -> Any:
+    """A field of a network's recipe, to read."""
+    return property(attrgetter(f"_recipe.{name}"), lambda model, value: _refuse(name))
 
 
 class BNMLP(nn.Module):
@@ -58,7 +84,12 @@ class BNMLP(nn.Module):
         dtype: Floating point type of the parameters.
         device: Where the parameters live, PyTorch's default device if omitted.
 
+    Choices are fixed when the model is made; :meth:`with_gains` and :meth:`with_choices` give
+    models of the same weights with others.
+
     Attributes:
+        recipe: All choices, a :class:`bnmlp.networks.recipe.Recipe`; each is an attribute too.
+        gains: Gain of every layer: numbers, or tensors ``(R, 1, 1)`` where replicas differ.
         input_weight: Shape ``(R, width, in_features)``.
         hidden_weight: Shape ``(depth - 1, R, width, width)``.
         output_weight: Shape ``(R, out_features, width)``.
@@ -75,6 +106,36 @@ class BNMLP(nn.Module):
     Raises:
         ValueError: If a size is not a positive integer or a name is unknown.
     """
+
+    in_features: int = _choice("in_features")
+    width: int = _choice("width")
+    depth: int = _choice("depth")
+    out_features: int = _choice("out_features")
+    activation: str | tuple[str, ...] = _choice("activation")
+    gain: float | tuple[float, ...] | None = _choice("gain")
+    gain_exponent: float | tuple[float, ...] | None = _choice("gain_exponent")
+    norm: str = _choice("norm")
+    center: bool = _choice("center")
+    unit_norm: bool = _choice("unit_norm")
+    affine: bool = _choice("affine")
+    bias: bool = _choice("bias")
+    eps: float = _choice("eps")
+    order: str = _choice("order")
+    init: str = _choice("init")
+    init_gain: float = _choice("init_gain")
+    replicas: int = _choice("replicas")
+    seed: int = _choice("seed")
+    streams: tuple[int, ...] = _choice("streams")
+
+    input_weight: nn.Parameter
+    hidden_weight: nn.Parameter
+    output_weight: nn.Parameter
+    layer_bias: nn.Parameter  # this and what follows only where the recipe has it, None elsewhere
+    output_bias: nn.Parameter
+    norm_weight: nn.Parameter
+    norm_bias: nn.Parameter
+    running_mean: Tensor
+    running_var: Tensor
 
     @outside_modes
     def __init__(
@@ -103,79 +164,100 @@ class BNMLP(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        in_features = whole_number("in_features", in_features)
-        width = whole_number("width", width)
-        depth = whole_number("depth", depth)
-        out_features = whole_number("out_features", out_features)
-        replicas = whole_number("replicas", replicas)
-        seed = whole_number("seed", seed, least=0)
-        activation, gain, gain_exponent = (
-            tuple(value) if isinstance(value, list | tuple) else value
-            for value in (activation, _plain(gain), _plain(gain_exponent))
-        )
-        streams = tuple(range(replicas)) if streams is None else tuple(streams)
-        check_lengths(
-            replicas, activation=activation, gain=gain, gain_exponent=gain_exponent, streams=streams
-        )
-        for _, name in activation_parts(activation):
-            check_name("activation", name, ACTIVATIONS)
-        check_name("norm", norm, NORMS)
-        check_name("order", order, ORDERS)
-        check_name("init", init, INITIALIZATIONS)
+        recipe = Recipe(
+            in_features, width, depth, out_features, activation=activation, gain=gain,
+            gain_exponent=gain_exponent, norm=norm, center=center, unit_norm=unit_norm,
+            affine=affine, bias=bias, eps=eps, order=order, init=init, init_gain=init_gain,
+            replicas=replicas, seed=seed, streams=streams,
+        )  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be floating point of 16 to 64 bits, got {dtype}")
-        if not (init_gain > 0 and math.isfinite(init_gain)):
-            raise ValueError(f"init_gain must be a finite number > 0, got {init_gain}")
-        if not (eps >= 0 and math.isfinite(eps)):
-            raise ValueError(f"eps must be a finite number >= 0, got {eps}")
-
-        self.in_features, self.width, self.depth = in_features, width, depth
-        self.out_features, self.replicas, self.seed = out_features, replicas, seed
-        self.activation, self.gain, self.gain_exponent = activation, gain, gain_exponent
-        self.norm, self.center, self.unit_norm, self.eps = norm, center, unit_norm, eps
-        self.affine, self.order, self.init, self.init_gain = affine, order, init, init_gain
-        self.momentum = 0.1
-        self.streams = streams
-        self.gains = layer_gains(depth, gain, gain_exponent, replicas)
-        self._exact_gains = tuple(self.gains)  # where replicas differ, ``gains`` is rounded
-        later = ("norm", "activation") if order == "norm_act" else ("activation", "norm")
-        self.stage_names = ("linear", *later)
-
         device = torch.get_default_device() if device is None else torch.device(device)
+        self._hold(recipe, first_numbers(recipe, dtype, device))
 
-        def weights(layers: range, rows: int, columns: int) -> nn.Parameter:
-            if device.type == "meta":  # a description without numbers
-                shape = (len(layers), replicas, rows, columns)
-                return nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
-            return nn.Parameter(self._draw(layers, rows, columns, dtype).to(device))
+    def _hold(self, recipe: Recipe, numbers: Mapping[str, Tensor]) -> None:
+        """Become the network of a recipe with these numbers."""
+        self._recipe, self.momentum = recipe, 0.1
+        self._gains: dict[tuple[torch.dtype, torch.device], Gains] = {}
+        for name in PARAMETERS:
+            setattr(self, name, nn.Parameter(numbers[name]) if name in numbers else None)
+        for name in AVERAGES:
+            self.register_buffer(name, numbers.get(name))
 
-        # Layer numbers of the seeds: 0 input, 1 output, 2.. hidden, so a deeper network of the
-        # same seed starts with the same layers.
-        self.input_weight = nn.Parameter(weights(range(1), width, in_features)[0].detach())
-        self.hidden_weight = weights(range(2, depth + 1), width, width)
-        self.output_weight = nn.Parameter(weights(range(1, 2), out_features, width)[0].detach())
+    @property
+    def recipe(self) -> Recipe:
+        """All choices of the networks."""
+        return self._recipe
 
-        like = {"dtype": dtype, "device": device}
-        per_feature = (depth, replicas, width)
-        self.layer_bias = nn.Parameter(torch.zeros(per_feature, **like)) if bias else None
-        self.output_bias = (
-            nn.Parameter(torch.zeros(replicas, out_features, **like)) if bias else None
-        )
-        self.norm_weight = nn.Parameter(torch.ones(per_feature, **like)) if affine else None
-        self.norm_bias = nn.Parameter(torch.zeros(per_feature, **like)) if affine else None
-        has_averages = norm == "batch"
-        self.register_buffer(
-            "running_mean", torch.zeros(per_feature, **like) if has_averages else None
-        )
-        self.register_buffer(
-            "running_var", torch.ones(per_feature, **like) if has_averages else None
-        )
+    @recipe.setter
+    def recipe(self, value: object) -> None:
+        _refuse("recipe")
 
-    def _draw(self, layers: range, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        return initial_weights(
-            self.init, layers, self.streams, rows, columns,
-            seed=self.seed, gain=self.init_gain, dtype=dtype,
-        )  # fmt: skip
+    def with_gains(
+        self,
+        activation: str | Sequence[str],
+        gains: Sequence[float | Sequence[float] | Tensor] | None = None,
+    ) -> "BNMLP":
+        """Networks of the same weights with another activation and other gains.
+
+        Args:
+            activation: One of ``bnmlp.ACTIVATIONS``, or one for each replica.
+            gains: Gain of every layer, each one number, or one for each replica; as they are if
+                omitted.
+
+        Returns:
+            As :meth:`with_choices`.
+
+        Raises:
+            ValueError: If the name is unknown, a gain is not positive or there are not as many as
+                layers.
+        """
+        choices = {} if gains is None else {"gains": gains}
+        return self.with_choices(activation=activation, **choices)
+
+    @outside_modes
+    def with_choices(self, **choices: Any) -> "BNMLP":
+        """Networks of the same weights that compute something else with them.
+
+        Weights, biases and affine parts are in the same memory: what trains the one trains the
+        other, until one of them moves to another type or device. Running averages are copied; they
+        begin anew where ``center`` or ``unit_norm`` changes what they are averages of.
+
+        Args:
+            **choices: Some of ``activation``, ``gain``, ``gain_exponent``, ``center``,
+                ``unit_norm``, ``eps`` and ``order``, or ``gains``, see :meth:`with_gains`.
+
+        Returns:
+            The networks, in the same mode.
+
+        Raises:
+            ValueError: If a choice would need other weights, or is not one of its kind.
+        """
+        recipe = self._recipe.changed(**choices)
+        numbers = {name: p.detach() for name, p in self.named_parameters()}
+        numbers |= {name: b.clone() for name, b in self.named_buffers()}
+        if (recipe.center, recipe.unit_norm) != (self.center, self.unit_norm):
+            numbers |= first_averages(recipe, self.input_weight.dtype, self.input_weight.device)
+        other = self.of_recipe(recipe, numbers)
+        for name, p in other.named_parameters():
+            p.requires_grad_(getattr(self, name).requires_grad)
+        return other
+
+    def of_recipe(self, recipe: Recipe, numbers: Mapping[str, Tensor]) -> "BNMLP":
+        """Networks of a recipe with given numbers, in this network's mode and with its momentum.
+
+        Args:
+            recipe: Of the networks.
+            numbers: Parameters and averages by name, which are not copied.
+
+        Returns:
+            The networks.
+        """
+        other = BNMLP.__new__(BNMLP)
+        nn.Module.__init__(other)
+        other._hold(recipe, numbers)
+        other.momentum = self.momentum
+        return other.train(self.training)
 
     def draw_weights(self, layers: range) -> tuple[Tensor, ...]:
         """The initial weights of consecutive layers, drawn anew from the seed.
@@ -187,28 +269,28 @@ class BNMLP(nn.Module):
         Returns:
             One matrix per layer and replica on the CPU. Each of shape ``(R, rows, columns)``.
         """
-        dtype, width = self.input_weight.dtype, self.width
-        drawn = []
+        recipe, dtype, width = self._recipe, self.input_weight.dtype, self.width
+        drawn: list[Tensor] = []
         if layers.start == 0:
-            drawn += self._draw(range(1), width, self.in_features, dtype).unbind()
+            drawn += draw(recipe, range(1), width, self.in_features, dtype).unbind()
         hidden = range(max(1, layers.start), min(layers.stop, self.depth))
         if len(hidden):
-            drawn += self._draw(
-                range(hidden.start + 1, hidden.stop + 1), width, width, dtype
-            ).unbind()
+            numbers = range(hidden.start + 1, hidden.stop + 1)
+            drawn += draw(recipe, numbers, width, width, dtype).unbind()
         if layers.stop == self.depth + 1:
-            drawn += self._draw(range(1, 2), self.out_features, width, dtype).unbind()
+            drawn += draw(recipe, range(1, 2), self.out_features, width, dtype).unbind()
         return tuple(drawn)
+
+    @property
+    def stage_names(self) -> tuple[str, str, str]:
+        """Names of the three stages of a layer, in the order they are computed."""
+        if self.order == "norm_act":
+            return "linear", "norm", "activation"
+        return "linear", "activation", "norm"
 
     def extra_repr(self) -> str:
         """Sizes and choices shown by ``print(model)``."""
-        return (
-            f"{self.in_features} -> {self.depth} x {self.width} -> {self.out_features}, "
-            f"replicas={self.replicas}, activation={self.activation}, norm={self.norm}, "
-            f"center={self.center}, unit_norm={self.unit_norm}, order={self.order}, "
-            f"init={self.init}, gain={self.gain}, gain_exponent={self.gain_exponent}, "
-            f"seed={self.seed}"
-        )
+        return self._recipe.summary()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of every replica; in training mode the running averages are updated.
@@ -289,10 +371,9 @@ class BNMLP(nn.Module):
         kept = list(range(self.depth)) if layers is None else [int(i) for i in layers]
         if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < self.depth):
             raise ValueError(f"layers must ascend within 0..{self.depth - 1}, got {kept}")
-        names = self.stage_names
-        n = x.shape[-2] if x.ndim > 1 else 0
-        like = {"dtype": self.input_weight.dtype, "device": self.input_weight.device}
-        out = {k: fresh((len(kept), self.replicas, self.width, n), **like) for k in names}
+        names, weight = self.stage_names, self.input_weight
+        shape = (len(kept), self.replicas, self.width, x.shape[-2] if x.ndim > 1 else 0)
+        out = {name: fresh(shape, weight.dtype, weight.device) for name in names}
         position = {layer: i for i, layer in enumerate(kept)}
         for layer, stages in enumerate(self.stages(x)):
             if layer in position:
@@ -317,60 +398,82 @@ class BNMLP(nn.Module):
         """
         self.check_input(x)
         self.check_batch_size(x)
+        biases = self.layer_bias.unsqueeze(-1).unbind() if self.bias else None
+        norm_first, parts = self.order == "norm_act", activation_parts(self.activation)
         h = x.mT  # (in, n) or (R, in, n)
         for i, weight in enumerate(self.layer_weights()):
             z = weight @ h  # (R, width, n)
-            if self.layer_bias is not None:
-                z = z + self.layer_bias[i].unsqueeze(-1)
-            if self.order == "norm_act":
+            if biases is not None:
+                z = z + biases[i]
+            if norm_first:
                 middle = self._normalize(i, z, update_averages)
-                h = self._activate(i, middle)
+                h = _activate(parts, self.gains_like(middle)[i], middle)
             else:
-                middle = self._activate(i, z)
+                middle = _activate(parts, self.gains_like(z)[i], z)
                 h = self._normalize(i, middle, update_averages)
             yield z, middle, h
 
-    def gain_of(self, layer: int, like: Tensor) -> float | Tensor:
-        """The gain of a layer: a number, or, where replicas differ, a tensor ``(R, 1, 1)``."""
-        gain = self.gains[layer]
-        if isinstance(gain, Tensor) and (gain.device, gain.dtype) != (like.device, like.dtype):
-            self.gains = [self._rounded_gain(i, like) for i in range(self.depth)]
-            gain = self.gains[layer]
-        return gain
+    @property
+    def gains(self) -> Gains:
+        """Gain of every layer: numbers, or, where replicas differ, tensors ``(R, 1, 1)``."""
+        return self._gains_of(torch.float64, torch.device("cpu"))  # a copy, for anybody may write
+
+    @gains.setter
+    def gains(self, value: object) -> None:
+        _refuse("gains")
+
+    def gains_like(self, x: Tensor) -> Gains:
+        """The gains of :attr:`gains` for a tensor that they are to multiply.
+
+        Args:
+            x: The tensor, for its type and device.
+
+        Returns:
+            As many as layers; tensors are the same at each call.
+        """
+        kind = x.dtype, x.device
+        if kind not in self._gains:
+            self._gains[kind] = self._gains_of(*kind)
+        return self._gains[kind]
 
     @outside_modes
-    def _rounded_gain(self, layer: int, like: Tensor) -> float | Tensor:
-        gain, exact = self.gains[layer], self._exact_gains[layer]
-        if not isinstance(gain, Tensor):
-            return gain
-        unchanged = isinstance(exact, Tensor) and torch.equal(exact.to(gain), gain)
-        return (exact if unchanged else gain).to(like.device, like.dtype)
-
-    def _activate(self, i: int, z: Tensor) -> Tensor:
-        gain = self.gain_of(i, z)
-        z = z * gain if isinstance(gain, Tensor) or gain != 1 else z
-        parts = activation_parts(self.activation)
-        if len(parts) == 1:
-            return ACTIVATIONS[parts[0][1]](z)
-        return torch.cat([ACTIVATIONS[name](z[part]) for part, name in parts])
+    def _gains_of(self, dtype: torch.dtype, device: torch.device) -> Gains:
+        rows = self._recipe.layer_gains
+        if len(rows[0]) == 1:
+            return tuple(gain for (gain,) in rows)
+        exact = torch.tensor(rows, dtype=torch.float64, device="cpu")
+        return exact.to(device, dtype)[..., None, None].unbind()
 
     def _normalize(self, i: int, z: Tensor, update: bool) -> Tensor:
-        options = {"center": self.center, "unit": self.unit_norm, "eps": self.eps}
-        if self.norm == "none":
+        recipe = self._recipe
+        if recipe.norm == "none":
             return z
-        if self.norm == "layer":
-            z = layer_norm(z, **options)
-        elif self.training:
-            normalized = batch_norm(z, **options)
-            if update:
+        if recipe.norm == "layer" or self.training:
+            normalized = self.normalize(z)
+            if update and recipe.norm == "batch":
                 self._update_averages(i, z)
             z = normalized
         else:
-            scale = torch.rsqrt(self.running_var[i] + self.eps).unsqueeze(-1)
+            scale = torch.rsqrt(self.running_var[i] + recipe.eps).unsqueeze(-1)
             z = (z - self.running_mean[i].unsqueeze(-1)) * scale
-        if self.norm_weight is not None:
+        if recipe.affine:
             z = z * self.norm_weight[i].unsqueeze(-1) + self.norm_bias[i].unsqueeze(-1)
         return z
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """Batch or layer normalisation of ``z`` with its own statistics, without affine part.
+
+        Args:
+            z: Shape ``(..., width, n)``.
+
+        Returns:
+            Of the same shape; where the networks have no normalisation, ``z``.
+        """
+        recipe = self._recipe
+        if recipe.norm == "none":
+            return z
+        norm = batch_norm if recipe.norm == "batch" else layer_norm
+        return norm(z, center=recipe.center, unit=recipe.unit_norm, eps=recipe.eps)
 
     @torch.no_grad()
     def _update_averages(self, i: int, z: Tensor) -> None:
@@ -389,11 +492,11 @@ class BNMLP(nn.Module):
             Mean, None without ``center``, and variance or squared norm of each row, as described
             for ``running_mean`` and ``running_var``. Each of shape ``(R, width)``.
         """
-        n = z.shape[-1]
+        n, mean = z.shape[-1], None
         if self.center:
             var, mean = torch.var_mean(z, -1, correction=0 if self.unit_norm else 1)
         else:
-            mean, var = None, z.square().mean(-1)
+            var = z.square().mean(-1)
         return mean, var * n if self.unit_norm else var
 
     def check_batch_size(self, x: Tensor) -> None:
@@ -417,18 +520,21 @@ class BNMLP(nn.Module):
 
     def check_shape(self, x: Tensor) -> None:
         """Raise ValueError unless ``x`` has the shape of samples for this model."""
-        expected = f"(n, {self.in_features}) or ({self.replicas}, n, {self.in_features})"
-        fits = (
-            x.ndim in (2, 3)
-            and x.shape[-1] == self.in_features
-            and x.shape[-2] > 0
-            and (x.ndim == 2 or x.shape[0] == self.replicas)
-        )
-        if not fits:
+        *replicas, n, features = x.shape if x.ndim > 1 else (0, 0)
+        fits = features == self.in_features and replicas in ([], [self.replicas])
+        if not fits or n == 0:
+            expected = f"(n, {self.in_features}) or ({self.replicas}, n, {self.in_features})"
             raise ValueError(
                 f"BNMLP: expected samples of shape {expected}, got {tuple(x.shape)}; "
                 "samples are rows here, flatten images first"
             )
+
+
+def _activate(parts: list[tuple[slice, str]], gain: float | Tensor, z: Tensor) -> Tensor:
+    z = z * gain if isinstance(gain, Tensor) or gain != 1 else z
+    if len(parts) == 1:
+        return ACTIVATIONS[parts[0][1]](z)
+    return torch.cat([ACTIVATIONS[name](z[part]) for part, name in parts])
 
 
 def paper_network(
@@ -470,13 +576,11 @@ def shaped(model: BNMLP, activation: str, exponent: float = 0.0) -> BNMLP:
     r"""The same weights with another activation and the gains :math:`\ell^{-e}`.
 
     Args:
-        model: R networks, which change in place.
+        model: R networks.
         activation: One of ``bnmlp.ACTIVATIONS``.
         exponent: :math:`e`.
 
     Returns:
-        The model.
+        Networks in the same memory, see :meth:`bnmlp.BNMLP.with_choices`.
     """
-    model.activation = activation
-    model.gains = gain_schedule(model.depth, exponent=exponent).tolist()
-    return model
+    return model.with_choices(activation=activation, gain=1.0, gain_exponent=exponent)

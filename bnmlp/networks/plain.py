@@ -3,18 +3,22 @@
 The tests compare every other path with it, and the book its speed.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnmlp.networks.mlp import BNMLP
+from bnmlp.networks.recipe import Recipe
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": nn.Identity(),
     "tanh": nn.Tanh(),
     "relu": nn.ReLU(),
     "leaky_relu": nn.LeakyReLU(),
     "selu": nn.SELU(),
+    "sin": torch.sin,
 }
 
 
@@ -37,7 +41,7 @@ class HandWrittenNorm(nn.Module):
         if not self.unit:
             energy = energy / x.shape[self.dim]
         x = x / (energy + self.eps) ** 0.5
-        return x if self.weight is None else x * self.weight + self.bias
+        return x if self.weight is None or self.bias is None else x * self.weight + self.bias
 
 
 class PlainNetwork(nn.Module):
@@ -45,67 +49,64 @@ class PlainNetwork(nn.Module):
 
     Args:
         model: Source of the choices, and of parameters and running averages, which are copied.
-            Activation and gains are those it has at each call.
         replica: Which of its networks.
     """
 
     def __init__(self, model: BNMLP, replica: int = 0) -> None:
         super().__init__()
-        self.model, self.replica = model, replica
-        features = (model.in_features,) + (model.width,) * model.depth
-        bias = model.layer_bias is not None
+        self.recipe = recipe = model.recipe.subset([replica])
+        features = (recipe.in_features,) + (recipe.width,) * recipe.depth
         self.linears = nn.ModuleList(
-            nn.Linear(a, b, bias=bias) for a, b in zip(features[:-1], features[1:], strict=True)
+            nn.Linear(a, b, bias=recipe.bias)
+            for a, b in zip(features[:-1], features[1:], strict=True)
         )
-        self.norms = nn.ModuleList(self.norm(model) for _ in range(model.depth))
-        self.head = nn.Linear(model.width, model.out_features, bias=bias)
+        self.norms = nn.ModuleList(_norm(recipe, model.momentum) for _ in range(recipe.depth))
+        self.head = nn.Linear(recipe.width, recipe.out_features, bias=recipe.bias)
         self.to(model.input_weight)
-        with torch.no_grad():
-            weights = [model.input_weight[replica], *model.hidden_weight[:, replica]]
-            for i, (linear, norm, w) in enumerate(
-                zip(self.linears, self.norms, weights, strict=True)
-            ):
-                linear.weight.copy_(w)
-                if bias:
-                    linear.bias.copy_(model.layer_bias[i, replica])
-                if model.norm_weight is not None and model.norm != "none":
-                    norm.weight.copy_(model.norm_weight[i, replica])
-                    norm.bias.copy_(model.norm_bias[i, replica])
-                if isinstance(norm, nn.BatchNorm1d):
-                    norm.running_mean.copy_(model.running_mean[i, replica])
-                    norm.running_var.copy_(model.running_var[i, replica])
-            self.head.weight.copy_(model.output_weight[replica])
-            if bias:
-                self.head.bias.copy_(model.output_bias[replica])
-
-    @staticmethod
-    def norm(model: BNMLP) -> nn.Module:
-        """A fresh normalisation layer of the model's kind."""
-        if model.norm == "none":
-            return nn.Identity()
-        if model.center and not model.unit_norm:
-            if model.norm == "batch":
-                return nn.BatchNorm1d(model.width, model.eps, model.momentum, affine=model.affine)
-            return nn.LayerNorm(model.width, eps=model.eps, elementwise_affine=model.affine)
-        dim = 0 if model.norm == "batch" else 1
-        return HandWrittenNorm(
-            model.width, dim, model.center, model.unit_norm, model.affine, model.eps
-        )
+        self.load_state_dict(_numbers(model, replica), strict=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, out)`` of samples ``(n, in)``."""
-        name = self.model.activation
-        name = name[self.replica] if isinstance(name, tuple) else name
-        act = torch.sin if name == "sin" else ACTIVATIONS[name]
-        for i, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
-            gain = self.model.gains[i]
-            alpha = gain[self.replica].item() if isinstance(gain, Tensor) else gain
+        act = ACTIVATIONS[str(self.recipe.activation)]
+        layers = zip(self.linears, self.norms, self.recipe.layer_gains, strict=True)
+        for linear, norm, (alpha,) in layers:
             x = linear(x)
-            x = act(alpha * norm(x)) if self.model.order == "norm_act" else norm(act(alpha * x))
+            x = act(alpha * norm(x)) if self.recipe.order == "norm_act" else norm(act(alpha * x))
         return self.head(x)
 
     def gradient_norms(self, x: Tensor, y: Tensor) -> Tensor:
         """Frobenius norms of the gradients of all weight matrices, shape ``(depth + 1,)``."""
         loss = F.cross_entropy(self(x), y)
-        weights = [*(linear.weight for linear in self.linears), self.head.weight]
+        weights = [p for name, p in self.named_parameters() if p.ndim == 2]
         return torch.stack([g.norm() for g in torch.autograd.grad(loss, weights)])
+
+
+def _norm(recipe: Recipe, momentum: float) -> nn.Module:
+    """A fresh normalisation layer."""
+    width, eps, affine = recipe.width, recipe.eps, recipe.affine
+    if recipe.norm == "none":
+        return nn.Identity()
+    if recipe.center and not recipe.unit_norm:
+        if recipe.norm == "batch":
+            return nn.BatchNorm1d(width, eps, momentum, affine=affine)
+        return nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
+    dim = 0 if recipe.norm == "batch" else 1
+    return HandWrittenNorm(width, dim, recipe.center, recipe.unit_norm, affine, eps)
+
+
+def _numbers(model: BNMLP, r: int) -> dict[str, Tensor]:
+    """Parameters and averages of one network, by their names in a :class:`PlainNetwork`."""
+    weights = [model.input_weight[r], *model.hidden_weight[:, r]]
+    numbers = {f"linears.{i}.weight": weight for i, weight in enumerate(weights)}
+    numbers["head.weight"] = model.output_weight[r]
+    if model.bias:
+        numbers |= {f"linears.{i}.bias": bias for i, bias in enumerate(model.layer_bias[:, r])}
+        numbers["head.bias"] = model.output_bias[r]
+    norms: dict[str, Tensor] = {}
+    if model.affine:
+        norms |= {"weight": model.norm_weight, "bias": model.norm_bias}
+    if model.norm == "batch":
+        norms |= {"running_mean": model.running_mean, "running_var": model.running_var}
+    for name, values in norms.items():
+        numbers |= {f"norms.{i}.{name}": value for i, value in enumerate(values[:, r])}
+    return numbers

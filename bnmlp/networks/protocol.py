@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,49 @@ from torch.func import functional_call, vmap
 from bnmlp.machine.modes import autocast_devices
 
 
-class Network(Protocol):
-    """R networks of one shape, run as one batch. Duck typing: no class inherits from this.
+class Module(Protocol):
+    """What is used of any :class:`torch.nn.Module`, see there.
 
     Attributes:
-        replicas: R.
         training: Whether a call moves running averages.
     """
 
-    replicas: int
     training: bool
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The module and all inside it."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The same with their names."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters, inner modules included."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The same with their names."""
+
+    def buffers(self) -> Iterator[Tensor]:
+        """All buffers, inner modules included."""
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The same with their names."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, detached."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode of the module and all inside it."""
+
+    def eval(self) -> Any:
+        """Leave training mode."""
+
+
+class Network(Module, Protocol):
+    """R networks of one shape, run as one batch. Duck typing: no class inherits from this."""
+
+    @property
+    def replicas(self) -> int:
+        """R."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits ``(R, n, out)`` of samples ``(n, ...)``, or of one batch each, ``(R, n, ...)``."""
@@ -38,6 +71,22 @@ class Network(Protocol):
 
     def replica_axis(self, name: str) -> int | None:
         """The axis of a parameter or buffer that counts the networks; None if they share it."""
+
+
+class Averaging(Protocol):
+    """A module that keeps running averages of batches, as :class:`torch.nn.BatchNorm1d`.
+
+    Attributes:
+        training: Whether a call moves the averages.
+        momentum: Weight of the newest batch.
+        running_mean: Of what is normalised.
+        running_var: Of what is normalised.
+    """
+
+    training: bool
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
 
 
 class Stacked(nn.Module):
@@ -66,7 +115,8 @@ class Stacked(nn.Module):
         self.replicas, self.sample_ndim = len(modules), sample_ndim
         self.module = copy.deepcopy(modules[0])
         for owner in self.module.modules():
-            for kind in (owner._parameters, owner._buffers):
+            held: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+            for kind in held:
                 for name, value in kind.items():
                     if value is not None:
                         kind[name] = _placed(value, self.replicas)
@@ -144,7 +194,8 @@ class One(nn.Module):
 
 def as_network(module: nn.Module) -> Network:
     """A network as it is, any other module as one of a single replica."""
-    return module if hasattr(module, "weight_matrices") else One(module)
+    found: Any = module
+    return found if hasattr(module, "weight_matrices") else One(module)
 
 
 def stacked(modules: Sequence[nn.Module], sample_ndim: int = 1) -> Stacked:
@@ -158,9 +209,16 @@ def normalized_matrices(module: nn.Module) -> list[str]:
     For a chain of modules these are the normalised ones. Where something is added in between, as
     a skip connection before a norm, the order tells nothing: such a module has a method
     ``normalized`` of its own, which returns the names.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Names of parameters.
     """
-    if hasattr(module, "normalized"):
-        return module.normalized()
+    said: Any = getattr(module, "normalized", None)
+    if said is not None:
+        return said()
     found, last = [], None
     for name, part in module.named_modules():
         if isinstance(part, NORMALIZATIONS) and last is not None:
@@ -241,13 +299,21 @@ def class_labels(
         raise ValueError(f"labels must be integers, got {y.dtype}; call y.long()")
     if y.device != device:
         raise ValueError(f"labels are on {y.device}, samples on {device}; move one of them")
-    low, high = torch.stack(torch.aminmax(y)).tolist()
-    if classes is not None and (low < 0 or high >= classes):
-        raise ValueError(
-            f"labels must lie in 0..{classes - 1}, got {low}..{high}; "
-            "out_features of the model is the number of classes"
-        )
+    if classes is not None:
+        low, high = _ends(y)
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"labels must lie in 0..{classes - 1}, got {low}..{high}; "
+                "out_features of the model is the number of classes"
+            )
     return y.long().expand(replicas, n)
+
+
+def _ends(y: Tensor) -> tuple[int, int]:
+    """The smallest and the largest label, by one transfer where they are on a GPU."""
+    ends = torch.aminmax(y)
+    low, high = ends if y.device.type == "cpu" else torch.stack(ends).tolist()
+    return int(low), int(high)
 
 
 def layered_matrices(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -263,44 +329,61 @@ def layered_axis(name: str) -> int:
     return 0 if name in ("input_weight", "output_weight", "output_bias") else 1
 
 
-def averaging(network: nn.Module) -> list[nn.Module]:
+def averaging(network: Module) -> list[Averaging]:
     """The modules that keep running averages of batches."""
-    return [m for m in network.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
+    modules: Iterator[Any] = network.modules()
+    return [module for module in modules if _keeps_averages(module)]
+
+
+def _keeps_averages(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "running_mean", None), Tensor)
 
 
 @contextlib.contextmanager
-def averages_kept(network: nn.Module, training: bool | None = None) -> Iterator[None]:
-    """Leave modes and buffers as they were, also after an error.
+def averages_kept(network: Module, training: bool | None = None) -> Iterator[None]:
+    """Leave modes and buffers, the tensors themselves, as they were, also after an error.
 
     Args:
         network: Any module.
         training: Mode inside the ``with`` statement; as it is if omitted.
+
+    Yields:
+        Nothing, once.
     """
     modes = [(module, module.training) for module in network.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    buffers = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module, _ in modes
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         if training is not None:
             network.train(training)
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
         with torch.no_grad():
-            for buffer, before in buffers:
+            for owner, name, buffer, before in buffers:
+                owner[name] = buffer  # a forward pass may have put another tensor there
                 buffer.copy_(before)
 
 
 @contextlib.contextmanager
-def without_dropout(network: nn.Module) -> Iterator[None]:
+def without_dropout(network: Module) -> Iterator[None]:
     """Modes of a measurement: modules that keep averages stay in theirs, all others evaluate.
 
     Args:
         network: Any module; its buffers and modes are put back, also after an error.
+
+    Yields:
+        Nothing, once.
     """
     with averages_kept(network):
-        normalizing = averaging(network)
         for module in network.modules():
-            if module not in normalizing:
+            if not _keeps_averages(module):
                 module.training = False
         yield
 
@@ -335,8 +418,9 @@ class Logits(nn.Module):
                 "torch.autocast would round products of the Hessian to three digits; multiply "
                 "outside, or inside torch.autocast(..., enabled=False)"
             )
-        if hasattr(self.network, "logits"):
-            return self.network.logits(x)[0]
+        logits: Any = getattr(self.network, "logits", None)
+        if logits is not None:
+            return logits(x)[0]
         buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         logits = torch.func.functional_call(self.network, buffers, (x,))
         if logits.ndim == 3 and len(logits) == 1:  # R = 1

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,6 @@ from torch import Tensor, nn
 from bnmlp.machine.modes import outside_modes
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import Network
-
-CHOICES = (
-    "norm", "center", "unit_norm", "affine", "eps",
-    "order", "init", "init_gain", "seed",
-)  # fmt: skip
 
 
 def read_replica(network: Network, r: int) -> dict[str, Tensor]:
@@ -37,7 +33,8 @@ def add_to_parameters(network: Network, changes: Tensor) -> None:
     """
     start = 0
     for name, values in network.named_parameters():
-        each = values.movedim(network.replica_axis(name), 0)
+        axis = network.replica_axis(name)
+        each = values.unsqueeze(0) if axis is None else values.movedim(axis, 0)
         size = each[0].numel()
         each += changes[:, start : start + size].view_as(each)
         start += size
@@ -49,6 +46,14 @@ def _of(network: Network, name: str, value: Tensor, r: int) -> Tensor:
     return value if axis is None else value.select(axis, r)
 
 
+@overload
+def subset(model: BNMLP, replicas: Sequence[int]) -> BNMLP: ...
+
+
+@overload
+def subset(model: Network, replicas: Sequence[int]) -> Network: ...
+
+
 @outside_modes
 def subset(model: Network, replicas: Sequence[int]) -> Network:
     """Copies of some of the networks, for measurements.
@@ -58,32 +63,17 @@ def subset(model: Network, replicas: Sequence[int]) -> Network:
         replicas: Which, from 0.
 
     Returns:
-        A model of as many networks, in the same mode.
+        A model of as many networks, in the same mode; all parameters of a BNMLP require gradients.
     """
     if not isinstance(model, BNMLP):
         return _sliced(model, list(replicas))
-
-    def chosen(value: object) -> object:
-        return tuple(value[r] for r in replicas) if isinstance(value, tuple) else value
-
-    part = BNMLP(
-        model.in_features, model.width, model.depth, model.out_features,
-        bias=model.layer_bias is not None, replicas=len(replicas),
-        dtype=model.input_weight.dtype, device="meta",
-        streams=chosen(model.streams),
-        **{n: chosen(getattr(model, n)) for n in ("activation", "gain", "gain_exponent")},
-        **{name: getattr(model, name) for name in CHOICES},
-    )  # fmt: skip
-    part.momentum = model.momentum
-    part.gains = [g[list(replicas)] if isinstance(g, Tensor) else g for g in model.gains]
     index = torch.tensor(list(replicas), device=model.input_weight.device)
     state = {k: v.index_select(model.replica_axis(k), index) for k, v in model.state_dict().items()}
-    part.load_state_dict(state, assign=True)
-    return part.train(model.training)
+    return model.of_recipe(model.recipe.subset(replicas), state)
 
 
 def _sliced(network: Network, replicas: list[int]) -> Network:
-    part = copy.deepcopy(network)
+    part: Any = copy.deepcopy(network)
     for prefix, owner in part.named_modules():
         for kind in (owner._parameters, owner._buffers):
             for name, value in kind.items():

@@ -39,6 +39,9 @@ class SkipMLP(nn.Module):
         ValueError: If the variant is unknown, the depth is below 2 or another size below 1.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(
         self,
         depth: int,
@@ -107,7 +110,13 @@ class SkipMLP(nn.Module):
         return layered_axis(name)
 
     def representations(self, x: Tensor) -> Iterator[Tensor]:
-        """Outputs of the hidden layers one after the other, each of shape ``(R, width, n)``.
+        """Outputs of the hidden layers one after the other.
+
+        Args:
+            x: Samples. Shape ``(n, in)`` or ``(R, n, in)``.
+
+        Yields:
+            Each of shape ``(R, width, n)``.
 
         Raises:
             ValueError: If samples do not fit, at the first layer.
@@ -135,9 +144,10 @@ class SkipMLP(nn.Module):
         if self.variant == "plain":
             return z
         state = (self.running_mean[i], self.running_var[i], self.norm_weight[i], self.norm_bias[i])
+        mean, var, weight, bias = (s.flatten() for s in state)
         channels = z.flatten(0, 1).unsqueeze(0)  # (1, R * width, n): PyTorch's channels come second
         normal = F.batch_norm(
-            channels, *(s.flatten() for s in state), self.training, self.momentum, self.eps
+            channels, mean, var, weight, bias, self.training, self.momentum, self.eps
         )
         return normal.view_as(z)
 

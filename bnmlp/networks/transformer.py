@@ -21,6 +21,7 @@ MATRICES = ("query", "key", "value", "output", "up", "down")
 NORMS = ("after", "before", "erf")
 ATTENTIONS = ("softmax", "shaped")
 SLOPE = math.sqrt(math.pi) / 2  # erf(SLOPE * x) has slope one at zero
+Shapes = dict[str, tuple[tuple[int, ...], float]]  # and variances times the number of inputs
 HEAD = 0.1  # of the last matrix, relative to the others: logits start near zero
 
 
@@ -51,6 +52,10 @@ class Transformer(nn.Module):
         ValueError: If a name is unknown, a size is below one or heads do not divide the width.
     """
 
+    position: Tensor
+    hidden_tokens: Tensor
+    centre: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -79,7 +84,7 @@ class Transformer(nn.Module):
         self.depth, self.heads, self.replicas = depth, heads, replicas
         self.norm, self.skip, self.attention = norm, skip, attention
         square = (depth, width, width)
-        shapes = dict.fromkeys(MATRICES[:4], (square, 1.0))
+        shapes: Shapes = dict.fromkeys(MATRICES[:4], (square, 1.0))
         shapes |= {"up": ((depth, hidden, width), 1.0), "down": ((depth, width, hidden), 2.0)}
         shapes |= {"embedding": ((width, in_features), 1.0), "position": ((tokens, width), width)}
         shapes |= {"logits": ((out_features, width), HEAD**2)}
@@ -119,7 +124,13 @@ class Transformer(nn.Module):
         return 1 if name.startswith("matrices.") else 0
 
     def streams(self, x: Tensor) -> list[Tensor]:
-        """Tokens before each block, and behind the last. Shapes ``(R, n, T, d)``.
+        """Tokens before each block, and behind the last.
+
+        Args:
+            x: Tokens of the input. Shape ``(n, T, in)`` or ``(R, n, T, in)``.
+
+        Returns:
+            One more than blocks. Each of shape ``(R, n, T, d)``.
 
         Raises:
             ValueError: If the tokens do not fit.
@@ -206,7 +217,7 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
 
 
-def _normals(shapes: dict, seed: int, replica: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _normals(shapes: Shapes, seed: int, replica: int, dtype: torch.dtype) -> dict[str, Tensor]:
     generator = random_source(seed, replica)
     return {
         k: (torch.randn(shape, generator=generator) * math.sqrt(variance / shape[-1])).to(dtype)

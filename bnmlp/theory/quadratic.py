@@ -5,8 +5,59 @@ Exact second moments of :math:`\theta_i` under :math:`\nabla = h_i\theta_i + \va
 :cite:p:`zhang2019nqm`.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Parabola(NamedTuple):
+    r"""A loss around a point, direction by direction, and the noise of its gradient.
+
+    Attributes:
+        curvatures: :math:`h_i`. Shape ``(K,)``.
+        slopes: Of the loss at the point, :math:`g_i`. Shape ``(K,)``.
+        noise: Variance of the gradient of one sample, :math:`\sigma_i^2`. Shape ``(K,)``.
+    """
+
+    curvatures: Tensor
+    slopes: Tensor
+    noise: Tensor
+
+    def expected_change(
+        self,
+        batch_size: int,
+        learning_rate: float,
+        steps: int,
+        *,
+        momentum: float = 0.0,
+        average: float = 0.0,
+        below: float = torch.inf,
+    ) -> Tensor:
+        r"""Expected change of the loss in descent from the point, see :func:`expected_losses`.
+
+        Directions whose curvature is zero but for rounding are left out: where they come from
+        symmetries there is no slope either.
+
+        Args:
+            batch_size: B; the noise of a step is :math:`\sigma_i^2/B`.
+            learning_rate: Step size.
+            steps: Number of steps.
+            momentum: As for :func:`expected_losses`.
+            average: As for :func:`expected_losses`.
+            below: Only directions of less curvature than this.
+
+        Returns:
+            Before each step and at the end, zero at first. Shape ``(steps + 1,)``.
+        """
+        h, slopes, noise = self
+        used = (h.abs() > 1e-10) & (h < below)
+        apex = (slopes / h)[used]
+        losses = expected_losses(
+            h[used], noise[used] / batch_size, learning_rate, steps,
+            momentum=momentum, average=average, start=apex**2,
+        )  # fmt: skip
+        return losses - losses[0]
 
 
 def expected_losses(

@@ -6,8 +6,9 @@ can only lengthen the weights, and what a step changes is set by
 :math:`E = \lVert g\rVert/\lVert W\rVert`, the effective learning rate per unit of the nominal one.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -34,6 +35,22 @@ def next_rate(rate: Tensor, learning_rate: float | Tensor) -> Tensor:
         [2.0, 0.9411764740943909]
     """
     return rate / (1 + (learning_rate * rate) ** 2)
+
+
+def rate_path(rates: Tensor, learning_rates: Iterable[float | Tensor]) -> Tensor:
+    """Rates before each step and at the end by the map of :func:`next_rate`.
+
+    Args:
+        rates: Before the first step, of any shape.
+        learning_rates: One for each step.
+
+    Returns:
+        Shape ``(steps + 1, ...)``.
+    """
+    path = [rates]
+    for learning_rate in learning_rates:
+        path.append(next_rate(path[-1], learning_rate))
+    return torch.stack(path)
 
 
 def rate_after(rate: Tensor, learning_rate: float, steps: float) -> Tensor:
@@ -186,6 +203,34 @@ def momentum_map(
     v = momentum**2 * v + g.square() + 2 * momentum * along
     v = v + weight_decay * (2 * momentum * p + weight_decay * n)
     return n - 2 * learning_rate * q + learning_rate**2 * v, q - learning_rate * v, v
+
+
+def momentum_path(
+    squares: Tensor,
+    base_norms: Iterable[Tensor],
+    learning_rates: Iterable[float | Tensor],
+    momentum: float,
+    *,
+    cosines: Iterable[float | Tensor] | None = None,
+) -> Tensor:
+    r"""Squared norms before each step by :func:`momentum_map`, from rest.
+
+    Args:
+        squares: :math:`\lVert W\rVert^2` before the first step, of any shape.
+        base_norms: :math:`c` of each step.
+        learning_rates: :math:`\lambda` of each step.
+        momentum: :math:`\beta`.
+        cosines: Of the angle between velocity and gradient in each step, zero if omitted.
+
+    Returns:
+        Shape ``(steps, ...)``.
+    """
+    state, path = (squares, torch.zeros_like(squares), torch.zeros_like(squares)), []
+    angles = itertools.repeat(0.0) if cosines is None else cosines
+    for c, learning_rate, cosine in zip(base_norms, learning_rates, angles, strict=False):
+        path.append(state[0])
+        state = momentum_map(state, c, learning_rate, momentum, cosine=cosine)
+    return torch.stack(path)
 
 
 def equilibrium_rate(learning_rate: float, weight_decay: float, momentum: float = 0.0) -> float:

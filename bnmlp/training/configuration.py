@@ -1,7 +1,7 @@
 """What decides the numbers of a training run, checked when it is written down."""
 
 import re
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import (
@@ -25,7 +25,7 @@ from bnmlp.measurements.evaluation import STATISTICS
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import Network
 from bnmlp.networks.recipe import NORMS, ORDERS
-from bnmlp.training.networks import NETWORKS, Options, Own, Shape
+from bnmlp.training.networks import NETWORKS, Options, Own, Shape, as_module
 
 METRICS = (
     "train_loss",
@@ -39,7 +39,24 @@ OF_BNMLP = (
     "affine", "bias", "eps", "order", "init", "init_gain",
 )  # fmt: skip
 RATED = ("critical", "equalised", "tilted")  # schedules that look at effective rates
-Activation = Literal[tuple(ACTIVATIONS)]
+if TYPE_CHECKING:  # the choices are known when the module runs
+    Activation = str
+    Data = str
+    Init = str
+    Metric = str
+    Norm = str
+    Order = str
+    Quantity = str
+    Schedule = str
+else:
+    Activation = Literal[tuple(ACTIVATIONS)]
+    Data = Literal[tuple(LOADERS)]
+    Init = Literal[tuple(INITIALIZATIONS)]
+    Metric = Literal[METRICS]
+    Norm = Literal[NORMS]
+    Order = Literal[ORDERS]
+    Quantity = Literal[QUANTITIES]
+    Schedule = Literal["constant", "cosine", *RATED]
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows
 
 
@@ -63,7 +80,7 @@ class TrainingRun(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field("run", description="name, also of the folder", pattern=r"^[\w.+-]+$")
-    dataset: Literal[tuple(LOADERS)] = Field("mnist5k", description="training and test data")
+    dataset: Data = Field("mnist5k", description="training and test data")
     samples: int | None = Field(None, ge=1, description="use the first training samples only")
 
     network: str = Field(
@@ -80,14 +97,14 @@ class TrainingRun(BaseModel):
     gain_exponent: float | tuple[float, ...] = Field(
         0.4, description="exponent e, or one for each variant: layer l has the gain times l^-e"
     )
-    norm: Literal[NORMS] = Field("batch", description="normalisation")
+    norm: Norm = Field("batch", description="normalisation")
     center: bool = Field(True, description="subtract the mean before scaling")
     unit_norm: bool = Field(False, description="rows of norm one, as the paper writes it")
     affine: bool = Field(False, description="learn scale and shift after the normalisation")
     bias: bool = Field(False, description="learn a bias in each linear map")
     eps: float = Field(1e-5, ge=0, description="added to the variance")
-    order: Literal[ORDERS] = Field("norm_act", description="normalise before or after")
-    init: Literal[tuple(INITIALIZATIONS)] = Field("orthogonal", description="initial weights")
+    order: Order = Field("norm_act", description="normalise before or after")
+    init: Init = Field("orthogonal", description="initial weights")
     init_gain: float = Field(1.0, gt=0, description="factor on the initial weights")
     replicas: int = Field(1, ge=1, description="independent networks of each variant")
     seed: int = Field(0, ge=0, description="seed of weights and data order")
@@ -97,7 +114,7 @@ class TrainingRun(BaseModel):
     learning_rate: float = Field(0.001, ge=0, description="step size")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(0.0, ge=0, description="weight decay")
-    schedule: Literal["constant", "cosine", *RATED] = Field(
+    schedule: Schedule = Field(
         "constant", description="learning rate; critical, equalised, tilted: by effective rates"
     )
     tilt: float = Field(
@@ -119,13 +136,13 @@ class TrainingRun(BaseModel):
     rates_every: int | None = Field(
         None, ge=1, description="record effective rates and their spread every so many steps"
     )
-    quantities: tuple[Literal[QUANTITIES], ...] = Field(
+    quantities: tuple[Quantity, ...] = Field(
         (), description="of the loss's shape, measured with the layers: " + ", ".join(QUANTITIES)
     )
     curvature_samples: int = Field(
         1000, ge=2, description="training samples, always the same, for these quantities"
     )
-    metric: Literal[METRICS] = Field(
+    metric: Metric = Field(
         "test_accuracy_batch", description="what target, patience and best follow"
     )
     target: float | None = Field(None, description="stop a network that reaches this metric")
@@ -152,7 +169,8 @@ class TrainingRun(BaseModel):
             known = ", ".join(["bnmlp", *NETWORKS])
             raise ValueError(f"unknown network {kind!r}; use one of {known}, or file.py:function")
         names = NETWORKS[kind].model_fields if kind in NETWORKS else {}
-        foreign = [name for name in OF_BNMLP if name in given and name not in names]
+        others = dict.fromkeys([*OF_BNMLP, *(n for k in NETWORKS.values() for n in k.model_fields)])
+        foreign = [name for name in others if name in given and name not in names]
         if foreign:
             has = f"it has {', '.join(names)}" if names else "give its arguments as options"
             raise ValueError(f"{kind} has no {', '.join(foreign)}; {has}")
@@ -202,6 +220,9 @@ class TrainingRun(BaseModel):
 
         Args:
             x: Shape ``(n, features)``.
+
+        Returns:
+            Rows, images ``(n, channels, side, side)`` or tokens ``(n, T, features)``.
         """
         return x if self.network == "bnmlp" else self.kind.view(x, self._shape)
 
@@ -231,6 +252,9 @@ class TrainingRun(BaseModel):
         Args:
             device: Where they live; ``"meta"`` gives a BNMLP's shapes without numbers.
 
+        Returns:
+            As many as :attr:`networks`.
+
         Raises:
             ValueError: If the function that makes a network of your own fails.
         """
@@ -238,18 +262,17 @@ class TrainingRun(BaseModel):
             dtype = getattr(torch, self.dtype)
             with stored_streams():
                 network = self.kind.networks(self._shape, self.replicas, self.seed, dtype)
-            return network if device == "meta" else network.to(device or "cpu")
+            if device != "meta":
+                as_module(network).to(device or "cpu")
+            return network
         features, classes = SHAPES[self.dataset]
         names = (
             "gain", "norm", "center", "unit_norm", "affine", "bias", "eps", "order", "init",
             "init_gain", "seed",
         )  # fmt: skip
-        activation, exponent = self.activation, self.gain_exponent
-        if len(self.variants) > 1:
-            pairs = [pair for pair in self.variants for _ in range(self.replicas)]
-            activation, exponent = zip(*pairs, strict=True)
-        else:
-            ((activation, exponent),) = self.variants
+        pairs = [pair for pair in self.variants for _ in range(self.replicas)]
+        each = len(self.variants) > 1  # network of its own activation and exponent
+        activation, exponent = zip(*pairs, strict=True) if each else self.variants[0]
         with stored_streams():  # a run is a function of its fields, whatever BNMLP_SEED
             return BNMLP(
                 features, self.width, self.depth, classes,
@@ -280,8 +303,9 @@ def complaints(error: ValidationError) -> list[str]:
 
 def _argument(name: str) -> str:
     field = TrainingRun.model_fields[name]
+    text = field.description or ""
     default = "" if field.default in (None, ()) else f" Default {field.default}."
-    return f"        {name}: {field.description[0].upper()}{field.description[1:]}.{default}"
+    return f"        {name}: {text[0].upper()}{text[1:]}.{default}"
 
 
 # One source for the fields' meaning: here, on the command line, and on the page of the package.

@@ -1,22 +1,25 @@
 """Gradient descent that looks at effective learning rates, for every network."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnmlp.measurements.rates import lengths
+from bnmlp.measurements.rates import lengths, spread
 from bnmlp.networks.losses import parameter_gradients
 from bnmlp.networks.protocol import Network
-from bnmlp.theory.weight_dynamics import critical_learning_rate
+from bnmlp.theory.weight_dynamics import critical_learning_rate, momentum_path
+from bnmlp.training.networks import as_module
 
 # From rates (matrices, R) and step to learning rates: a number, or of shape (R,) or (matrices, R).
 Rule = Callable[[Tensor, int], "float | Tensor"]
 
 
 class Moment(NamedTuple):
-    """What one step was: everything as it was before the step.
+    """What one step was: everything as it was before the step. :func:`history` has all in one.
 
     Attributes:
         losses: Mean cross entropy. Shape ``(R,)``.
@@ -31,6 +34,26 @@ class Moment(NamedTuple):
     rates: Tensor
     norms: Tensor
     learning_rates: Tensor
+
+    @property
+    def spread(self) -> Tensor:
+        """Log-ratio of the largest to the smallest rate, nats. Shape ``(R,)``."""
+        return spread(self.rates.movedim(-2, 0))
+
+    @property
+    def turns(self) -> Tensor:
+        """The same of learning rate times rate, the angle by which a matrix turns."""
+        return spread((self.learning_rates * self.rates).movedim(-2, 0))
+
+    @property
+    def base_norms(self) -> Tensor:
+        """Gradient norms that weights of norm one would have. Shape ``(M, R)``."""
+        return self.rates * self.norms.square()
+
+    def of(self, matrices: slice | Sequence[int] | Sequence[bool]) -> "Moment":
+        """The same, of some of the matrices only."""
+        fields = ("rates", "norms", "learning_rates")
+        return self._replace(**{name: getattr(self, name)[..., matrices, :] for name in fields})
 
 
 class Descent:
@@ -61,7 +84,8 @@ class Descent:
         weight_decay: float = 0.0,
         others: Rule | None = None,
     ) -> None:
-        self.network, self.rule, self.others = network, rule, others
+        self.network, self.module = network, as_module(network)
+        self.rule, self.others = rule, others
         self.momentum, self.weight_decay = momentum, weight_decay
         self.names = network.normalized()
         if not self.names:
@@ -75,24 +99,26 @@ class Descent:
             x: Samples. Shape ``(n, ...)`` or ``(R, n, ...)``.
             y: Labels. Shape ``(n,)`` or ``(R, n)``.
             t: Number of the step, from 0, for the rule.
+
+        Returns:
+            Everything as it was before.
         """
         gradients, losses, correct = parameter_gradients(self.network, x, y)
         with torch.no_grad():
             along = self.network.weight_matrices(gradients)
-            weights = self.network.weight_matrices(
-                {k: p.detach() for k, p in self.network.named_parameters()}
-            )
+            values = {k: p.detach() for k, p in self.module.named_parameters()}
+            weights = self.network.weight_matrices(values)
             norms = lengths(weights[k] for k in self.names)
             rates = lengths(along[k] for k in self.names) / norms
             sizes = self._sizes(self.rule(rates, t), rates)
             for name, size in zip(self.names, sizes, strict=True):
                 weights[name].sub_(_columns(size, weights[name]) * self._way(name, along, weights))
             others = sizes[-1] if self.others is None else self.others(rates, t)
-            self._others(gradients, torch.as_tensor(others).to(rates).expand(len(sizes[-1])))
+            self._others(gradients, _like(others, rates).expand(len(sizes[-1])))
         return Moment(losses, correct, rates, norms, sizes)
 
     def _sizes(self, value: float | Tensor, rates: Tensor) -> Tensor:
-        return torch.as_tensor(value).to(rates).expand_as(rates)
+        return _like(value, rates).expand_as(rates)
 
     def _way(self, name: str, along: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
         way = along[name]
@@ -106,7 +132,7 @@ class Descent:
 
     def _others(self, gradients: dict[str, Tensor], sizes: Tensor) -> None:
         """Plain steps of the parameters that are not made of normalised matrices."""
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in self.module.named_parameters():
             made_of = self.network.weight_matrices({name: parameter})
             if name in gradients and not set(made_of) & set(self.names):
                 axis = self.network.replica_axis(name)
@@ -119,7 +145,7 @@ class Descent:
 
 
 def descent(
-    network: Network, batches: Iterable[tuple[Tensor, Tensor]], rule: Rule, **options: object
+    network: Network, batches: Iterable[tuple[Tensor, Tensor]], rule: Rule, **options: Any
 ) -> Iterator[Moment]:
     """Train on batches, a step for each.
 
@@ -142,14 +168,43 @@ def history(moments: Iterable[Moment]) -> Moment:
     return Moment(*map(torch.stack, zip(*moments, strict=True)))
 
 
+def mapped_rates(
+    run: Moment, momentum: float = 0.0, learning_rates: Iterable[float | Tensor] | None = None
+) -> Tensor:
+    """What rates would be if gradients at unit weights kept the length that they have at first.
+
+    Args:
+        run: All steps, of :func:`history`.
+        momentum: Of the descent.
+        learning_rates: Of each step, those of the run if omitted.
+
+    Returns:
+        Before each step, by :func:`bnmlp.theory.weight_dynamics.momentum_map` with gradients that
+        have nothing to do with velocities. Shape ``(steps, M, R)``.
+    """
+    base = run.base_norms[0]
+    sizes = run.learning_rates if learning_rates is None else learning_rates
+    return base / momentum_path(run.norms[0] ** 2, itertools.repeat(base), sizes, momentum)
+
+
 def held(value: float | Tensor) -> Rule:
     """One learning rate for all matrices, constant; a number or of shape ``(R,)``."""
     return lambda rates, t: value
 
 
-def critical(target: float | Tensor) -> Rule:
-    """At most the critical learning rate of the moment, where largest and smallest rate meet."""
-    return lambda rates, t: torch.minimum(_like(target, rates), critical_learning_rate(rates))
+def critical(target: float | Tensor, among: slice = slice(None)) -> Rule:
+    """At most the critical learning rate of the moment, where largest and smallest rate meet.
+
+    Args:
+        target: The learning rate to reach.
+        among: Matrices whose rates are looked at.
+
+    Returns:
+        The rule.
+    """
+    return lambda rates, t: torch.minimum(
+        _like(target, rates), critical_learning_rate(rates[among])
+    )
 
 
 def equalised(target: float | Tensor) -> Rule:
@@ -168,9 +223,52 @@ def tilted(target: float | Tensor, slope: float) -> Rule:
     return rule
 
 
+def levelled(target: float | Tensor) -> Rule:
+    """As :func:`equalised`, but at the median of the rates, which may be zero."""
+    return lambda rates, t: target * rates.median(0).values / rates.clamp_min(1e-30)
+
+
+def cosine(target: float | Tensor, steps: int) -> Rule:
+    """One learning rate for all matrices that falls from ``target`` to zero along a cosine."""
+    return lambda rates, t: target * (1 + math.cos(math.pi * t / steps)) / 2
+
+
 def warmed(target: float | Tensor, steps: int) -> Rule:
     """One learning rate for all matrices that rises linearly to ``target`` over some steps."""
     return lambda rates, t: target * min(1, (t + 1) / steps)
+
+
+def rule_of(
+    schedule: str, target: float | Tensor, *, steps: int = 1, warmup: int = 1, tilt: float = 0.0
+) -> Rule:
+    """The rule of a schedule by its name.
+
+    Args:
+        schedule: ``"constant"``, ``"linear"`` (a warm-up), ``"cosine"``, ``"critical"``,
+            ``"equalised"``, ``"levelled"`` or ``"tilted"``.
+        target: The learning rate to reach.
+        steps: Of the training, for the cosine.
+        warmup: Steps of the warm-up.
+        tilt: See :func:`tilted`.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    rules: dict[str, Callable[[], Rule]] = {
+        "constant": lambda: held(target),
+        "linear": lambda: warmed(target, warmup),
+        "cosine": lambda: cosine(target, steps),
+        "critical": lambda: critical(target),
+        "equalised": lambda: equalised(target),
+        "levelled": lambda: levelled(target),
+        "tilted": lambda: tilted(target, tilt),
+    }
+    if schedule not in rules:
+        raise ValueError(f"unknown schedule {schedule!r}; use one of {', '.join(rules)}")
+    return rules[schedule]()
 
 
 def turning(angles: Tensor) -> Rule:
@@ -178,12 +276,15 @@ def turning(angles: Tensor) -> Rule:
 
     Args:
         angles: Learning rate times rate. Shape ``(M, 1)`` or ``(M, R)``.
+
+    Returns:
+        The rule.
     """
     return lambda rates, t: angles / rates
 
 
 def _like(value: float | Tensor, rates: Tensor) -> Tensor:
-    return torch.as_tensor(value).to(rates)
+    return torch.as_tensor(value, dtype=rates.dtype, device=rates.device)
 
 
 def _columns(size: Tensor, weight: Tensor) -> Tensor:

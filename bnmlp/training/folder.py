@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from bnmlp.machine import storage
 from bnmlp.networks.protocol import Network
 from bnmlp.training.configuration import METRICS, TrainingRun, complaints
+from bnmlp.training.networks import as_module
 
 
 def load_model(directory: Path | str, *, best: bool = False) -> Network:
@@ -33,12 +35,19 @@ def load_model(directory: Path | str, *, best: bool = False) -> Network:
         remedy = "train with save_best" if best else "train() writes one"
         raise FileNotFoundError(f"{path} is missing: {remedy}")
     model = read_run(directory).build("meta")
-    model.load_state_dict(storage.load_tensors(path, needed=["model"])["model"], assign=True)
+    state = storage.load_tensors(path, needed=["model"])["model"]
+    as_module(model).load_state_dict(state, assign=True)
     return model
 
 
 def read_run(directory: Path | str) -> TrainingRun:
     """The configuration of a run's folder.
+
+    Args:
+        directory: The folder.
+
+    Returns:
+        The run that is trained there.
 
     Raises:
         FileNotFoundError: If the folder is not that of a run.
@@ -102,7 +111,7 @@ def _read_parts(folder: Path) -> pd.DataFrame:
     return pd.concat([storage.read_csv(part) for part in parts])
 
 
-def read_status(directory: Path | str) -> dict:
+def read_status(directory: Path | str) -> dict[str, Any]:
     """How far the run of a folder is: ``status.json``, empty if there is none."""
     needed = ("state", "epoch", "stopped", "seconds")
     return storage.read_json(Path(directory) / "status.json", needed)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,15 +21,17 @@ from bnmlp.layers.seeds import random_order, stored_streams
 from bnmlp.machine import storage
 from bnmlp.machine.settings import default_device
 from bnmlp.machine.threads import keep_threads
-from bnmlp.measurements.evaluation import STATISTICS, evaluate
+from bnmlp.measurements.evaluation import STATISTICS
 from bnmlp.measurements.layer_table import layer_table
 from bnmlp.measurements.rates import matrix_rates, spread
+from bnmlp.measurements.scores import evaluations
 from bnmlp.networks.losses import matrix_gradients
-from bnmlp.networks.protocol import averaging, without_dropout
+from bnmlp.networks.protocol import without_dropout
 from bnmlp.networks.replicas import read_replica, subset, write_replica
 from bnmlp.theory.weight_dynamics import critical_learning_rate
 from bnmlp.training.configuration import TrainingRun
 from bnmlp.training.folder import claimed, read_metrics, read_status, refuse_other
+from bnmlp.training.networks import as_module
 from bnmlp.training.steps import learning_rate, stepper
 
 # A checkpoint within an epoch once the work since the last one exceeds this many times its cost.
@@ -107,6 +110,9 @@ def improves(value: float, best: float, metric: str) -> bool:
         value: Of the metric.
         best: Of the same metric.
         metric: Its name: of a loss less is better, of an accuracy more.
+
+    Returns:
+        Whether it is.
     """
     if math.isnan(value) or math.isnan(best):
         return not math.isnan(value)
@@ -138,15 +144,15 @@ class _Training:
         self.steps = run.epochs * self.steps_per_epoch
         self.step = 0
         self.rate = 0.0  # of the newest step
-        numbers = {"dtype": torch.float64, "device": "cpu"}
-        self.sums = torch.zeros(2, run.networks, **numbers)  # of losses and hits
+        nothing = torch.zeros(run.networks, dtype=torch.float64, device="cpu")
+        self.sums = torch.stack([nothing, nothing])  # of losses and hits
         self.since = 0  # steps in the sums
-        self.rows: list[dict] = []
+        self.rows: list[dict[str, Any]] = []
         self.stopped = [""] * run.networks  # why, for each network
-        self.rates: list[dict] = []
+        self.rates: list[dict[str, Any]] = []
         self.unmeasured: list[str] = []  # what has no value, and why
         self.frozen: dict[int, dict[str, Tensor]] = {}  # networks as they were when they stopped
-        self.best = torch.full((run.networks,), torch.nan, **numbers)
+        self.best = torch.full_like(nothing, torch.nan)
         self.best_epoch = torch.zeros(run.networks, dtype=torch.int64, device="cpu")
         self.seconds, self.saved_at, self.saving = 0.0, 0.0, 0.0
         self.order: tuple[int, Tensor] | None = None
@@ -157,7 +163,7 @@ class _Training:
         if path.exists():
             state = storage.load_tensors(path, self.device, CHECKPOINT)
             self.model = self.run.build("meta")
-            self.model.load_state_dict(state["model"], assign=True)
+            as_module(self.model).load_state_dict(state["model"], assign=True)
             self.stepper = stepper(self.run, self.model)
             self.stepper.restore(state["optimizer"])
             self.step, self.since, self.rows = state["step"], state["since"], state["rows"]
@@ -240,22 +246,16 @@ class _Training:
         """Add a row for every network in training, apply the stop rules, save."""
         train_loss, train_accuracy = (self.sums / self.since).unbind()
         values = {"train_loss": train_loss, "train_accuracy": train_accuracy}
-        found = {}
-        for statistics in STATISTICS:
-            if statistics == "batch" or averaging(self.model):
-                found[statistics] = evaluate(
-                    self.model, *self.test, statistics,
-                    calibration=self.x[: self.run.calibration_samples],
-                    batch_size=self.run.batch_size,
-                )  # fmt: skip
-            else:  # without batch normalisation there are no statistics to differ in
-                found[statistics] = found["batch"]
+        network, calibration = as_module(self.model), self.x[: self.run.calibration_samples]
+        found = evaluations(
+            network, *self.test, calibration=calibration, batch_size=self.run.batch_size
+        )
         values |= {f"test_loss_{k}": v.loss for k, v in found.items()}
         values |= {f"test_accuracy_{k}": v.accuracy for k, v in found.items()}
         epoch = self.step / self.steps_per_epoch
         for r in range(self.run.networks):
             if not self.stopped[r]:
-                row = {"epoch": epoch, "step": self.step, "replica": r}
+                row: dict[str, Any] = {"epoch": epoch, "step": self.step, "replica": r}
                 if len(self.run.variants) > 1:
                     variant = self.run.variants[r // self.run.replicas]
                     row["activation"], row["gain_exponent"] = variant
@@ -299,12 +299,12 @@ class _Training:
         if len(improved) < self.run.networks and path.exists():
             best = self.run.build("meta")
             state = storage.load_tensors(path, self.device, ["model"])
-            best.load_state_dict(state["model"], assign=True)
+            as_module(best).load_state_dict(state["model"], assign=True)
             for r in improved:
                 write_replica(best, r, read_replica(self.model, r))
         else:
             best = self.model
-        storage.save_tensors(path, {"model": best.state_dict()})
+        storage.save_tensors(path, {"model": as_module(best).state_dict()})
 
     def _measure(self, epoch: int) -> None:
         """Measure the layers of all networks whose weights are finite."""
@@ -343,7 +343,8 @@ class _Training:
         batches = [(self.x[i], self.y[i]) for i in parts if len(i) == self.run.batch_size]
         start, tables = self.run.build(self.device), []
         for r in alive:
-            weights = parameters_to_vector(subset(start, [r]).parameters()).detach()
+            one = as_module(subset(start, [r]))
+            weights = parameters_to_vector(one.parameters()).detach()
             table = self._curvature(epoch, r, weights, batches)
             table.insert(0, "epoch", epoch)
             table.insert(1, "replica", r)
@@ -359,7 +360,7 @@ class _Training:
         )
 
         def table(quantities: Sequence[str]) -> pd.DataFrame:
-            network = subset(self.model, [r])
+            network = as_module(subset(self.model, [r]))
             with without_dropout(network):
                 return curvature_table(network, start, batches, quantities)
 
@@ -384,7 +385,7 @@ class _Training:
         start = time.monotonic()
         self.seconds = start - self.started
         checkpoint = {
-            "model": self.model.state_dict(),
+            "model": as_module(self.model).state_dict(),
             "optimizer": self.stepper.state(),
             "step": self.step, "since": self.since, "sums": self.sums, "rows": self.rows,
             "stopped": self.stopped, "frozen": self.frozen,

@@ -5,7 +5,8 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,8 +18,23 @@ from bnmlp.layers.initialization import INITIALIZATIONS
 from bnmlp.layers.seeds import seed_of
 from bnmlp.networks import residual, transformer
 from bnmlp.networks.convolutional import ResNet, simple_cnn
-from bnmlp.networks.protocol import Network, One, Stacked
+from bnmlp.networks.protocol import Network, One, Stacked, averages_kept
 from bnmlp.networks.skip import VARIANTS, SkipMLP
+
+if TYPE_CHECKING:  # the choices are known when the module runs
+    Variant = str
+    Norm = str
+    Attention = str
+else:
+    Variant = Literal[VARIANTS]
+    Norm = Literal[transformer.NORMS]
+    Attention = Literal[transformer.ATTENTIONS]
+
+
+def as_module(network: Network) -> nn.Module:
+    """A network as the module that it is."""
+    assert isinstance(network, nn.Module)
+    return network
 
 
 class Shape(BaseModel):
@@ -52,7 +68,7 @@ class SkipMLPOptions(Options):
     """Of a :class:`bnmlp.networks.skip.SkipMLP`."""
 
     depth: int = Field(20, ge=2, description="linear layers, the last included")
-    variant: Literal[VARIANTS] = Field("skip", description="what is between linear layers")
+    variant: Variant = Field("skip", description="what is between linear layers")
     width: int = Field(128, ge=1, description="features of each hidden layer")
     init_gain: float = Field(1.0, gt=0, description="factor on the weights of hidden layers")
 
@@ -142,9 +158,9 @@ class TransformerOptions(Options):
     hidden: int | None = Field(
         None, ge=1, description="features of a perceptron, 2 width if omitted"
     )
-    norm: Literal[transformer.NORMS] = Field("after", description="where normalisations are")
+    norm: Norm = Field("after", description="where normalisations are")
     skip: bool = Field(True, description="skip connections")
-    attention: Literal[transformer.ATTENTIONS] = Field("softmax", description="kind of attention")
+    attention: Attention = Field("softmax", description="kind of attention")
     causal: bool = Field(False, description="a token sees those before it only")
     side: int = Field(7, ge=1, description="pixels along a patch")
 
@@ -188,6 +204,9 @@ class Own(BaseModel):
     def networks(self, shape: Shape, replicas: int, seed: int, dtype: torch.dtype) -> Network:
         """See :class:`Options`.
 
+        Returns:
+            The networks on the CPU.
+
         Raises:
             ValueError: If there is no such function, or it raises or returns something else.
         """
@@ -196,12 +215,40 @@ class Own(BaseModel):
             made = seeded(lambda: function(**self.arguments), replicas, seed, dtype)
         except Exception as error:
             raise ValueError(f"{self.factory} failed: {type(error).__name__}: {error}") from error
+        self._check(made[0], self.view(torch.zeros(2, shape.features, dtype=dtype), shape), shape)
         sample_ndim = 3 if self.input == "images" else 1
         return Stacked(made, sample_ndim) if replicas > 1 else One(made[0], sample_ndim)
+
+    def _check(self, module: nn.Module, x: Tensor, shape: Shape) -> None:
+        """Refuse a module that makes no logits of two samples, or has nothing to train."""
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError(f"{self.factory} made a module without parameters to train")
+        given = f"{self.input} of shape {tuple(x.shape)}"
+        try:
+            with averages_kept(module, False), torch.no_grad(), torch.random.fork_rng([]):
+                logits = module(x)
+        except Exception as error:
+            other = "images" if self.input == "rows" else "rows"
+            raise ValueError(
+                f"{self.factory} made a module that fails with {given}: {type(error).__name__}: "
+                f"{error}; if it takes {other}, say input {other}"
+            ) from error
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if found != (len(x), shape.classes):
+            raise ValueError(
+                f"{self.factory} made a module that turns {given} into {found}, expected logits "
+                f"of shape {(len(x), shape.classes)}"
+            )
 
 
 def find(factory: str) -> Callable[..., nn.Module]:
     """The function that ``"module:function"`` or ``"file.py:function"`` names.
+
+    Args:
+        factory: Such a text.
+
+    Returns:
+        The function.
 
     Raises:
         ValueError: If there is none, with the reason.
@@ -216,11 +263,12 @@ def find(factory: str) -> Callable[..., nn.Module]:
         raise ValueError(f"cannot use {factory}: {type(error).__name__}: {error}") from error
 
 
-def _file(path: Path) -> object:
+def _file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.resolve()}")
     name = f"bnmlp_own_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader, "a file whose name ends in .py"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

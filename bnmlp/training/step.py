@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,15 +57,15 @@ def scored_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> tup
         Losses before the step, and numbers of samples whose largest logit was the label's. Both
         of shape ``(R,)``.
     """
-    if not engine.supports(model) or any(not p.requires_grad for p in _parameters(model)):
+    if not engine.supports(model) or not all(p.requires_grad for p in _parameters(model)):
         return _autograd_step(model, x, y, learning_rate)
     if x.device.type == "cuda":
         return _graphed_step(model, x, y, learning_rate)
     return _step_by_hand(model, x, y, torch.tensor(learning_rate, dtype=x.dtype, device=x.device))
 
 
-def _parameters(model: BNMLP) -> Iterator[Tensor]:
-    return model.parameters(recurse=False)
+def _parameters(model: BNMLP) -> list[Tensor]:
+    return [p for p in model._parameters.values() if p is not None]  # parameters() takes ten times
 
 
 @torch.no_grad()
@@ -91,14 +91,15 @@ def _step_by_hand(
     stack.backward(weights, columns, below, descend)
     if model.output_bias is not None:
         model.output_bias.sub_(step.sum(-1))
-    if model.affine and model.norm == "batch":
-        model.norm_weight.sub_(stack.norm_weight_grad)
-        model.norm_bias.sub_(stack.norm_bias_grad)
+    scale, shift = model.norm_weight, model.norm_bias
+    if model.norm == "batch" and scale is not None and shift is not None:
+        scale.sub_(stack.norm_weight_grad)
+        shift.sub_(stack.norm_bias_grad)
     stack.update_averages()
     return losses, correct
 
 
-_GRAPHS: "weakref.WeakKeyDictionary[BNMLP, tuple]" = weakref.WeakKeyDictionary()
+_GRAPHS: "weakref.WeakKeyDictionary[BNMLP, tuple[Any, ...]]" = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -119,17 +120,17 @@ def _graphed_step(
     return losses.clone(), correct.clone()
 
 
-def _graph_key(model: BNMLP, x: Tensor) -> tuple:
-    """All that a graph has fixed: sizes, choices, numbers, and where it reads and writes."""
-    model.gain_of(0, x)  # gains of replicas are moved to the device once, before they are known
-    gains = tuple(g.data_ptr() if isinstance(g, Tensor) else g for g in model.gains)
+def _graph_key(model: BNMLP, x: Tensor) -> tuple[Any, ...]:
+    """All that a graph has fixed: sizes, choices, and where it reads and writes."""
     tensors = (*_parameters(model), *model.buffers(recurse=False))
     addresses = tuple(t.data_ptr() for t in tensors)
-    return x.shape, engine.choices(model, x), gains, model.momentum, addresses
+    return x.shape, engine.key_of(model, x), model.momentum, addresses
 
 
 @torch.no_grad()
-def _capture(model: BNMLP, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple, tuple]:
+def _capture(
+    model: BNMLP, x: Tensor, y: Tensor
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, Tensor]]:
     rate = torch.zeros((), dtype=x.dtype, device=x.device)  # a step of zero changes no weight
     static = (x.clone(), y.clone(), rate)
     averages = [b.clone() for b in model.buffers()]

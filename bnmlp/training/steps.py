@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnmlp.layers.seeds import seed_of
-from bnmlp.networks.losses import scored_losses
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import Network
+from bnmlp.training.batchwise import optimizer_step
 from bnmlp.training.configuration import RATED, TrainingRun
-from bnmlp.training.descent import Descent, Rule, critical, equalised, tilted
+from bnmlp.training.descent import Descent, Rule, rule_of
+from bnmlp.training.networks import as_module
 from bnmlp.training.step import scored_step
 
 
@@ -22,11 +23,13 @@ class Stepper(Protocol):
 
     def step(self, x: Tensor, y: Tensor, rate: float, t: int) -> tuple[Tensor, Tensor]:
         """One step at a learning rate: losses before it, and samples that were right, ``(R,)``."""
+        ...
 
     def state(self) -> dict[str, Any] | None:
         """What a checkpoint keeps."""
+        ...
 
-    def restore(self, state: dict[str, Any] | None) -> None:
+    def restore(self, state: Any) -> None:
         """Take back what :meth:`state` gave."""
 
 
@@ -79,26 +82,23 @@ class _Engine:
 class _Torch:
     """Steps of one of PyTorch's optimisers."""
 
-    def __init__(self, run: TrainingRun, network: nn.Module) -> None:
+    def __init__(self, run: TrainingRun, network: Network) -> None:
         self.seed, self.network = run.seed, network
         kinds = {
             "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop,
             "sgd": torch.optim.SGD,
         }  # fmt: skip
+        parameters = as_module(network).parameters()
         more = {"momentum": run.momentum} if run.optimizer == "sgd" else {}
         self.optimizer = kinds[run.optimizer](
-            network.parameters(), run.learning_rate, weight_decay=run.weight_decay, **more
+            parameters, run.learning_rate, weight_decay=run.weight_decay, **more
         )
 
     def step(self, x: Tensor, y: Tensor, rate: float, t: int) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad()
         with _own_randomness(x.device, self.seed, t):
-            losses, correct = scored_losses(self.network, x, y)
-            losses.sum().backward()
-        self.optimizer.step()
-        return losses.detach(), correct
+            return optimizer_step(self.network, x, y, self.optimizer)
 
     def state(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
@@ -117,11 +117,7 @@ class _ByRates:
         )
 
     def _rule(self, target: float) -> Rule:
-        if self.run.schedule == "critical":
-            return critical(target)
-        if self.run.schedule == "equalised":
-            return equalised(target)
-        return tilted(target, self.run.tilt)
+        return rule_of(self.run.schedule, target, tilt=self.run.tilt)
 
     def step(self, x: Tensor, y: Tensor, rate: float, t: int) -> tuple[Tensor, Tensor]:
         self.descent.rule, self.descent.others = self._rule(rate), lambda rates, t: rate

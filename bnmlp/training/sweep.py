@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
+    Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
     as_completed,
 )
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pandas as pd
 import torch
@@ -115,16 +117,17 @@ def train_all(
     return gather(directory)
 
 
-def gather(directory: Path | str) -> pd.DataFrame:
+def gather(directory: Path | str, fields: Sequence[str] | None = None) -> pd.DataFrame:
     """Metrics of all runs below a folder, finished or not, as one table.
 
     Args:
         directory: Parent of the runs' folders.
+        fields: Of :class:`TrainingRun`, to tell the runs apart; if omitted, those that differ
+            between them.
 
     Returns:
-        The rows of :func:`read_metrics` behind the columns ``name`` and every field of
-        :class:`TrainingRun` that differs between the runs; the rate of each row is
-        ``current_learning_rate``.
+        The rows of :func:`read_metrics` behind the columns ``name`` and the fields; the rate of
+        each row is ``current_learning_rate``.
 
     Raises:
         FileNotFoundError: If there is no run.
@@ -132,12 +135,13 @@ def gather(directory: Path | str) -> pd.DataFrame:
     folders = run_folders(directory)
     if not folders:
         raise FileNotFoundError(f"no run in {directory}")
-    fields = pd.DataFrame([read_run(folder).model_dump() for folder in folders])
-    varied = [c for c in fields if c != "name" and fields[c].astype(str).nunique() > 1]
+    runs = pd.DataFrame([read_run(folder).model_dump() for folder in folders])
+    if fields is None:
+        fields = [c for c in runs if c != "name" and runs[c].astype(str).nunique() > 1]
     tables = []
-    for folder, (_, row) in zip(folders, fields.iterrows(), strict=True):
+    for folder, (_, row) in zip(folders, runs.iterrows(), strict=True):
         table = read_metrics(folder).rename(columns={"learning_rate": "current_learning_rate"})
-        for position, column in enumerate(["name", *varied]):
+        for position, column in enumerate(["name", *fields]):
             table.insert(position, column, row[column])
         tables.append(table)
     measured = [table for table in tables if len(table)]  # empty ones would change the types
@@ -175,7 +179,7 @@ class _Processes:
         context = multiprocessing.get_context("spawn")  # forked processes and threads do not mix
         return ProcessPoolExecutor(1, context, torch.set_num_threads, (self.threads,))
 
-    def attempt(self, *arguments: object) -> End:
+    def attempt(self, *arguments: Any) -> End:
         """:func:`_attempt` in an idle process."""
         worker = self.idle.get()
         try:
@@ -197,7 +201,8 @@ def _through(
     say: Callable[[str], None],
 ) -> dict[str, str]:
     """Submit all runs and wait; names and reasons of those that failed."""
-    futures, failures = {}, {}
+    futures: dict[Future[End], str] = {}
+    failures: dict[str, str] = {}
     try:
         for run in runs:
             try:
@@ -221,7 +226,7 @@ def _through(
 
 
 def _attempt(
-    fields: dict,
+    fields: dict[str, Any],
     folder: Path,
     root: Path | str | None,
     progress: Callable[[str], None] | bool | None = False,

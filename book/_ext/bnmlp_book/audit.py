@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--chapters", nargs="*", help="slugs; all if omitted")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     parser.add_argument("--mutate", action="store_true", help="break the package on purpose")
-    parser.add_argument("--budget", type=float, default=60, help="seconds for each mutation")
+    parser.add_argument("--budget", type=float, default=60, help="seconds at a time, each mutation")
     parser.add_argument("--mutations", nargs="*", default=[], help="names; all if omitted")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -5,6 +5,7 @@ copy of the package; chapters that reach the line run on that copy, cheapest fir
 the unit tests of its module. ``book/data/audit/mutations.csv`` says who noticed.
 """
 
+import ast
 import json
 import os
 import platform
@@ -32,20 +33,24 @@ TESTS = {
     "losses": ("step", "transformer"),
     "noise": ("curvature",),
     "rates": ("weight_dynamics", "transformer"),
-    "recipe": ("mlp",),
+    "recipe": ("recipe", "mlp"),
     "sources": ("datasets",),
 }
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One wrong line: what is wrong, in which file, the text and what stands in its place."""
+    """One wrong line: what is wrong, in which file, the text and what stands in its place.
+
+    ``near`` is the chapter about it, run first.
+    """
 
     name: str
     what: str
     file: str
     old: str
     new: str
+    near: str = ""
 
     @property
     def edit(self) -> tuple[str, str, str]:
@@ -80,27 +85,32 @@ MUTATIONS = [
     Mutation(
         "gaussian-variance", "Gaussian weights of half the variance", "layers/initialization.py",
         "math.sqrt(2 / (normal.shape[-1]", "math.sqrt(1 / (normal.shape[-1]",
+        near="edge-of-chaos",
     ),
     Mutation(
         "gain", "gains off by five per cent", "layers/activations.py",
-        "return gain * layers**-exponent", "return 1.05 * gain * layers**-exponent",
+        "gains = gain * layers**-exponent", "gains = 1.05 * gain * layers**-exponent",
+        near="explosion-against-gain",
     ),
     Mutation(
         "gain-exponent", "gains with twice the exponent", "layers/activations.py",
-        "return gain * layers**-exponent", "return gain * layers ** (-2 * exponent)",
+        "gains = gain * layers**-exponent", "gains = gain * layers ** (-2 * exponent)",
+        near="gain-exponent",
     ),
     Mutation(
         "bessel", "running variance without Bessel's factor", "networks/engine.py",
         "            var *= self.n / (self.n - 1)\n", "            pass\n",
+        near="running-statistics",
     ),
     Mutation(
         "averages", "running averages move ten times as fast", "networks/engine.py",
         "model.running_var.lerp_(var, model.momentum)",
-        "model.running_var.lerp_(var, min(1, 10 * model.momentum))",
+        "model.running_var.lerp_(var, min(1, 10 * model.momentum))", near="running-statistics",
     ),
     Mutation(
         "recalibration", "recalibrated variance is the unbiased one", "measurements/evaluation.py",
         "            var = var * ((n - 1) / n)\n", "            var = 1.05 * var\n",
+        near="running-statistics",
     ),
     Mutation(
         "rate-sign", "explosion rate with the wrong sign", "measurements/gradients.py",
@@ -110,36 +120,37 @@ MUTATIONS = [
         "norm-scale", "gradient norms forget the factor of their segment",
         "measurements/gradients.py",
         ".log() + log_scale.to(place)", ".log() + 0 * log_scale.to(place)",
+        near="gradients-depth",
     ),
     Mutation(
         "tanh-slope", "the way back through tanh forgets its slope", "networks/engine.py",
         '"tanh": lambda grad, x, out: aten.tanh_backward(grad, out),',
-        '"tanh": lambda grad, x, out: grad,',
+        '"tanh": lambda grad, x, out: grad,', near="explosion-against-gain",
     ),
     Mutation(
         "sin-slope", "the way back through sin squares its slope", "networks/engine.py",
-        "torch.cos(x).mul_(grad)", "torch.cos(x).square_().mul_(grad)",
+        "torch.cos(x).mul_(grad)", "torch.cos(x).square_().mul_(grad)", near="gain-exponent",
     ),
     Mutation(
         "projection", "the way back through the normalisation lacks its projection",
         "networks/engine.py",
         "return torch.addcmul(grad, z, along).mul_(rstd * scale)",
-        "return torch.addcmul(grad, z, 0 * along).mul_(rstd * scale)",
+        "return torch.addcmul(grad, z, 0 * along).mul_(rstd * scale)", near="gradients-depth",
     ),
     Mutation(
         "step-size", "steps of gradient descent ten per cent too long", "training/step.py",
         "        weight.baddbmm_(step, h.mT, alpha=-1)\n",
-        "        weight.baddbmm_(step, h.mT, alpha=-1.1)\n",
+        "        weight.baddbmm_(step, h.mT, alpha=-1.1)\n", near="orthogonality",
     ),
     Mutation(
         "gap", "isometry gap without the factor 2 of the volume", "measurements/isometry.py",
         "gap = mean.log() - 2 * pivots.log().mean(-1)",
-        "gap = mean.log() - 1.9 * pivots.log().mean(-1)",
+        "gap = mean.log() - 1.9 * pivots.log().mean(-1)", near="gap-decay",
     ),
     Mutation(
         "gap-series", "isometry gap near isometry without its factor one half",
         "measurements/isometry.py",
-        "series = second / 2 - third / 3", "series = second - third / 3",
+        "series = second / 2 - third / 3", "series = second - third / 3", near="orthogonality",
     ),
     Mutation(
         "harmonic", "harmonic gap without its denominator", "measurements/isometry.py",
@@ -147,7 +158,7 @@ MUTATIONS = [
     ),
     Mutation(
         "rank", "numerical rank with a tolerance of float32", "measurements/isometry.py",
-        "torch.finfo(s.dtype).eps * s[..., :1]", "1e-4 * s[..., :1]",
+        "torch.finfo(s.dtype).eps * s[..., :1]", "1e-4 * s[..., :1]", near="rank-of-batches",
     ),
     Mutation(
         "decay-factor", "d / (d + 1) for d / (d + 2)", "theory/closed_forms.py",
@@ -203,7 +214,7 @@ MUTATIONS = [
         "rate-map", "effective rates fall with the first power of the step",
         "theory/weight_dynamics.py",
         "return rate / (1 + (learning_rate * rate) ** 2)",
-        "return rate / (1 + learning_rate * rate)",
+        "return rate / (1 + learning_rate * rate)", near="scale-invariance",
     ),
     Mutation(
         "critical-rate", "critical learning rate without its root", "theory/weight_dynamics.py",
@@ -233,10 +244,12 @@ MUTATIONS = [
         "scores", "attention scores not divided by the root of the heads' width",
         "networks/transformer.py",
         "scores = q @ k.mT / math.sqrt(q.shape[-1])", "scores = q @ k.mT / q.shape[-1]",
+        near="transformers",
     ),
     Mutation(
         "shortcut", "shortcuts of the ResNet carry nothing", "networks/convolutional.py",
         "            out = out + F.pad(", "            out = out + 0 * F.pad(",
+        near="short-and-noshort",
     ),
     Mutation(
         "glorot", "uniform weights of half the variance", "networks/skip.py",
@@ -245,7 +258,7 @@ MUTATIONS = [
     Mutation(
         "standardisation", "pixels not standardised", "data/datasets.py",
         "mean, std = STANDARDIZATION.get(name) or _channel_statistics(train)",
-        "mean, std = (0.0,) * train.shape[1], (1.0,) * train.shape[1]",
+        "mean, std = (0.0,) * train.shape[1], (1.0,) * train.shape[1]", near="degenerate-batches",
     ),
 ]  # fmt: skip
 
@@ -255,7 +268,7 @@ def run(jobs: int, budget: float, chosen: list[str]) -> None:
 
     Args:
         jobs: Chapters at a time.
-        budget: Seconds of chapters for each mutation, at least one chapter.
+        budget: Seconds of chapters at a time, at least one chapter, until a claim notices.
         chosen: Names of mutations; all if empty.
     """
     chapters = {page.stem: page for page in pages(audit.ROOT) if code_cells(page) and claims(page)}
@@ -265,10 +278,7 @@ def run(jobs: int, budget: float, chosen: list[str]) -> None:
         if chosen and mutation.name not in chosen:
             continue
         reached = reaching(mutation, chapters)
-        picked = pick(reached, unnoticing, budget)
-        build = f"mutation-{mutation.name}"
-        audit.run_build(build, picked, jobs, {}, mutation.edit)
-        noticed = noticing(build, picked)
+        picked, noticed = until_noticed(mutation, reached, unnoticing, jobs, budget)
         unnoticing -= {page for page, _ in noticed}
         tests = failing_tests(mutation)
         rows.append((mutation, reached, picked, noticed, tests))
@@ -276,6 +286,32 @@ def run(jobs: int, budget: float, chosen: list[str]) -> None:
         print(f"{mutation.name}: {names}; tests: {tests or 'NO TEST'}", flush=True)
     write(rows)
     print(f"chapters of which no claim noticed anything: {', '.join(sorted(unnoticing)) or 'none'}")
+
+
+def until_noticed(
+    mutation: Mutation, reached: dict[str, Path], wanted: set[str], jobs: int, budget: float
+) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    """Run chapters, some at a time, until a claim notices or none is left."""
+    build = f"mutation-{mutation.name}"
+    picked: dict[str, Path] = {}
+    noticed: list[tuple[str, str]] = []
+    while not noticed and len(picked) < len(reached):
+        rest = {slug: page for slug, page in reached.items() if slug not in picked}
+        batch = pick(mutation, rest, wanted, budget)
+        audit.run_build(build, batch, jobs, {}, mutation.edit)
+        noticed = noticing(build, batch)
+        picked |= batch
+    return picked, noticed
+
+
+def mutated_name(mutation: Mutation) -> str:
+    """The function or class at the top of a module that holds the line."""
+    text = (audit.ROOT / "bnmlp" / mutation.file).read_text(encoding="utf8")
+    line = text[: text.index(mutation.old)].count("\n") + 1
+    for part in ast.parse(text).body:
+        if isinstance(part, ast.FunctionDef | ast.ClassDef) and part.lineno <= line:
+            name = part.name
+    return name
 
 
 def reaching(mutation: Mutation, chapters: dict[str, Path]) -> dict[str, Path]:
@@ -290,11 +326,16 @@ def reaching(mutation: Mutation, chapters: dict[str, Path]) -> dict[str, Path]:
         }
 
 
-def pick(reached: dict[str, Path], wanted: set[str], budget: float) -> dict[str, Path]:
-    """Chapters within the budget: first those that name what they need, then the cheapest."""
+def pick(
+    mutation: Mutation, reached: dict[str, Path], wanted: set[str], budget: float
+) -> dict[str, Path]:
+    """Chapters within the budget: near ones, such as name what is wrong, unnoticing ones, cheap."""
+    named = re.compile(rf"\b{mutated_name(mutation)}\b")
     picked, spent = {}, 0.0
     order = sorted(reached, key=lambda slug: audit.expected_seconds(reached[slug]))
     order.sort(key=lambda slug: slug not in wanted)
+    order.sort(key=lambda slug: not named.search(audit.measured_code(reached[slug])))
+    order.sort(key=lambda slug: slug != mutation.near)
     for slug in order:
         seconds = audit.expected_seconds(reached[slug])
         if not picked or spent + seconds <= budget:

@@ -1,11 +1,6 @@
 """Shaped tanh with the last gain of another depth: writes last-gain.csv beside itself.
 
 OMP_NUM_THREADS=1 python book/data/depth-and-training/last_gain.py      # about three minutes
-
-Shaped tanh, depths 100 and 500, each with its own last gain and with that of the other: means of
-training loss and accuracy over MEAN steps, test accuracy with batch statistics at the end. mnist5k,
-width and batch equal, standard batch normalisation, orthogonal weights, exponent 0.4, SGD, float32;
-network r of all kinds sees the same batches.
 """
 
 import pandas as pd
@@ -24,8 +19,8 @@ KINDS = {"100": (100, 100), "100, gain of 500": (100, 500), "500": (500, 500),
 def record(kind: str, depth: int, last: int) -> pd.DataFrame:
     """Train; means over 20 steps of training loss and accuracy, and test accuracy at the end."""
     data, found = load_dataset("mnist5k"), []
-    model = BNMLP(784, WIDTH, depth, 10, activation="tanh", gain_exponent=0.4, replicas=REPLICAS)
-    model.gains[-1] = last**-0.4
+    drawn = BNMLP(784, WIDTH, depth, 10, activation="tanh", gain_exponent=0.4, replicas=REPLICAS)
+    model = drawn.with_gains("tanh", [*drawn.gains[:-1], last**-0.4])
     for step in range(1, STEPS + 1):
         x, y = data.batches(WIDTH, REPLICAS, seed=REPLICAS * step)
         loss, right = scored_step(model, x, y, RATE)

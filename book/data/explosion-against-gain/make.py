@@ -1,10 +1,6 @@
 """Explosion of networks with weak gains to 3,000 layers: writes weak-gains-3000.csv beside itself.
 
 python book/data/explosion-against-gain/make.py      # about two minutes on two cores
-
-Log gradient norm (nats) of the first hidden layer minus that of the given layer, columns: networks.
-Standard batch normalisation, orthogonal weights, a batch of WIDTH mnist5k digits for each network,
-float32, seed 0.
 """
 
 import pandas as pd
@@ -20,9 +16,9 @@ def main() -> None:
     """Run each activation and gain on the same weights; keep every hundredth layer."""
     maker, device, parts = Maker(globals()), default_device(), {}
     x, y = load_dataset("mnist5k").batches(WIDTH, REPLICAS, device=device)
-    model = BNMLP(784, WIDTH, DEPTH, 10, replicas=REPLICAS, device=device)
+    drawn = BNMLP(784, WIDTH, DEPTH, 10, replicas=REPLICAS, device=device)
     for activation, gain in KINDS:
-        model.activation, model.gains = activation, [gain] * DEPTH
+        model = drawn.with_gains(activation, [gain] * DEPTH)
         logs = gradient_norms(model, x, y, log=True)
         parts[activation, gain] = growth_table(logs, range(EVERY, DEPTH, EVERY), digits=4)
     table = pd.concat(parts, names=["activation", "gain"])

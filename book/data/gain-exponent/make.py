@@ -1,11 +1,9 @@
 """Explosion of shaped networks to 4,000 layers: writes exponents-4000.csv beside itself.
 
 python book/data/gain-exponent/make.py      # about five minutes on two cores
-
-Log gradient norm (nats) of the first hidden layer minus that of the given layer, columns: networks.
-Standard batch normalisation, orthogonal weights, a batch of WIDTH mnist5k digits for each network,
-float32, seed 0.
 """
+
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -21,12 +19,11 @@ def main() -> None:
     maker, parts = Maker(globals()), {}
     x, y = load_dataset("mnist5k").batches(WIDTH, REPLICAS, device=default_device())
     layers = np.unique(np.geomspace(2, DEPTH - 500, 60).astype(int))
-    for kind in [(act, e) for act in ("tanh", "sin") for e in EXPONENTS]:
-        logs = deep_gradient_norms(
-            x, y, width=WIDTH, depth=DEPTH, out_features=10, replicas=REPLICAS, log=True,
-            activation=kind[0], gain_exponent=kind[1],
-        )  # fmt: skip
-        parts[kind] = growth_table(logs, layers, digits=3)
+    sizes = {"width": WIDTH, "depth": DEPTH, "out_features": 10, "replicas": REPLICAS}
+    for activation, e in product(("tanh", "sin"), EXPONENTS):
+        options = {"activation": activation, "gain_exponent": e, "log": True}
+        logs = deep_gradient_norms(x, y, **sizes, **options)
+        parts[activation, e] = growth_table(logs, layers, digits=3)
     table = pd.concat(parts, names=["activation", "exponent"])
     maker.store(f"exponents-{DEPTH}", table, float_format=None)
 

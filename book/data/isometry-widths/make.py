@@ -1,11 +1,9 @@
 """Isometry gap of wide networks over 200 layers: writes wide.csv beside itself.
 
 OMP_NUM_THREADS=1 python book/data/isometry-widths/make.py      # about ten minutes
-
-Isometry gap (nats) before the normalisation of a layer. Linear networks, orthogonal weights, batch
-normalisation without mean reduction, float32, seed 1000 + network; input: BATCHES batches of as
-many mnist5k digits as the width, or the perturbed identity with strength 0.01.
 """
+
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -22,16 +20,14 @@ def main() -> None:
     """One network at a time: ten of width 1024 would not fit into small machines."""
     maker, data, parts = Maker(globals()), load_dataset("mnist5k"), []
     shown = np.unique(np.geomspace(1, DEPTH, 25).astype(int))
-    for d in WIDTHS:
-        real = data.batches(d, BATCHES)[0]
+    for d, r in product(WIDTHS, range(NETWORKS)):
         noisy = perturbed_identity(d, strength=0.01, noise="full").float()
-        for r in range(NETWORKS):
-            for kind, x in (("digits", real[r % BATCHES]), ("identity", noisy)):
-                model = BNMLP(x.shape[-1], d, DEPTH, 10, center=False, seed=1000 + r)
-                before = model.representations(x, (shown - 1).tolist())["linear"]
-                gaps = {"gap": isometry_gap(before)}
-                parts.append(long_table(gaps, input=kind, width=d, network=r, layer=shown))
-            print(d, r, flush=True)
+        inputs = {"digits": data.batch(d, seed=r % BATCHES)[0], "identity": noisy}
+        for kind, x in inputs.items():
+            model = BNMLP(x.shape[-1], d, DEPTH, 10, center=False, seed=1000 + r)
+            before = model.representations(x, (shown - 1).tolist())["linear"]
+            gaps = {"gap": isometry_gap(before)}
+            parts.append(long_table(gaps, input=kind, width=d, network=r, layer=shown))
     maker.store("wide", pd.concat(parts))
 
 

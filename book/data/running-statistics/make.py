@@ -2,10 +2,6 @@
 
 bnmlp run book/data/running-statistics/runs.json RUNS     # an hour on one core
 python book/data/running-statistics/make.py RUNS          # a minute
-
-Test accuracy on mnist5k of deep networks with batch, running, recalibrated and corrected
-statistics, see bnmlp.evaluate; spread: standard deviation of the logits over samples with running
-ones; seed 0.
 """
 
 import sys
@@ -14,37 +10,31 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from bnmlp import evaluate, load_dataset, load_model, read_metrics
+from bnmlp import evaluate, gather, load_dataset, load_model
 from bnmlp.book.making import Maker
 from bnmlp.measurements.evaluation import averages_without_start
-from bnmlp.training import read_run, read_status
-from bnmlp.training.folder import run_folders
+from bnmlp.training import read_run, read_status, run_folders
 
 FIELDS = ["name", "depth", "activation", "bias"]
+METRICS = ["epoch", "replica", "train_accuracy"]
 
 
 @torch.no_grad()
-def final_row(folder: Path) -> pd.DataFrame:
-    """Accuracy of the trained networks without first value and Bessel's correction."""
+def table(folder: Path) -> pd.DataFrame:
+    """All evaluations of one run, and, of the last one, what lacks of its trained networks."""
     model, data = load_model(folder).eval(), load_dataset("mnist5k")
     logits, biases = model(data.test_x), model.output_bias  # (R, N, out)
     with averages_without_start(model, read_status(folder)["step"], read_run(folder).batch_size):
         found = evaluate(model, data.test_x, data.test_y, "running")
-    return pd.DataFrame({
+    last = {
         "test_accuracy_corrected": found.accuracy, "test_loss_corrected": found.loss,
         "spread": logits.var(1).mean(-1).sqrt(),
         "largest_bias": 0.0 if biases is None else biases.abs().amax(-1),
-    })  # fmt: skip
-
-
-def table(folder: Path) -> pd.DataFrame:
-    """All evaluations of one run, and what the last one lacks."""
-    run, rows = read_run(folder), read_metrics(folder)
-    rows = rows[["epoch", "replica", "train_accuracy", *rows.filter(regex="^test_")]]
-    last = rows["epoch"] == rows["epoch"].max()
-    rows = rows.assign(corrected=last).join(final_row(folder).set_index(rows.index[last]))
-    index = pd.MultiIndex.from_tuples([[getattr(run, k) for k in FIELDS]] * len(rows), names=FIELDS)
-    return rows.set_index(index)
+    }  # fmt: skip
+    rows = gather(folder, FIELDS[1:])
+    rows = rows[[*FIELDS, *METRICS, *rows.filter(regex="^test_")]]
+    rows["corrected"] = at_end = rows["epoch"] == rows["epoch"].max()
+    return rows.join(pd.DataFrame(last, rows.index[at_end])).set_index(FIELDS)
 
 
 def main() -> None:

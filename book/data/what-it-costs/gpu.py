@@ -1,9 +1,6 @@
 """Training step on a GPU against the plain PyTorch loop on the same card: writes gpu.csv.
 
 python book/data/what-it-costs/gpu.py
-
-Training step with its SGD update, width 100, batch 100, tanh, standard batch normalisation,
-float32, no TF32.
 """
 
 import torch

@@ -1,9 +1,6 @@
 """Gradient norms of 100,000 layers, and what they cost: writes depth-100000.csv beside itself.
 
 python book/data/what-it-costs/make.py      # minutes on two cores, below 2 GiB
-
-Log gradient norm (nats) of the hidden layers of linear networks, batch norm without mean reduction,
-a batch of N mnist5k digits, float32.
 """
 
 import resource
