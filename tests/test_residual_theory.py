@@ -8,7 +8,13 @@ import torch
 from bnmlp.networks.residual import ResidualMLP
 from bnmlp.theory.gaussian import relu_kernel
 from bnmlp.theory.meanfield import chi, length_map, residual_recursion
-from bnmlp.theory.residual import branch_kernel, branch_slope, forecast, squared_doses
+from bnmlp.theory.residual import (
+    block_shares,
+    branch_kernel,
+    branch_slope,
+    forecast,
+    squared_doses,
+)
 
 WIDTH, RUNS = 64, 20
 
@@ -160,3 +166,34 @@ def test_a_forecast_that_cannot_be_made_is_refused():
         forecast("pre", 0)
     with pytest.raises(ValueError, match="width must be a positive integer"):
         forecast("pre", 10, width=0)
+
+
+SHARED = [("pre", 0.0), ("pre", 0.5), ("scaled", 0.0), ("peri", 0.0), ("post", 0.0), ("keel", 0.0)]
+
+
+@pytest.mark.parametrize(("scheme", "exponent"), SHARED)
+def test_squared_gradients_of_a_logit_are_the_shares(scheme, exponent):
+    depth, width, runs = 6, 256, 8
+    net = ResidualMLP(depth, scheme, in_features=width, width=width, replicas=runs,
+                      exponent=exponent)  # fmt: skip
+    logit = net(torch.randn(1, width))[:, 0, 0].sum()
+    (blocks,) = torch.autograd.grad(logit, [net.hidden_weight])
+    squares = blocks.double().square().sum((-2, -1)).unflatten(0, (depth, 2)).mean(-1)
+    row = net.output_weight[:, 0].double().square().sum(-1).mean()
+    shares = row * width * block_shares(scheme, depth, exponent)
+    # A ReLU halves squares: of what the outer matrix is given, not of what reaches the inner one.
+    for name, found, expected in (
+        ("inner", squares[:, 0], shares),
+        ("outer", squares[:, 1], shares / 2),
+    ):
+        errors = (found / expected).log()
+        assert errors.abs().max() < 0.3, f"{name}: {errors.tolist()}"
+        assert abs(errors.mean()) < 0.15, f"{name}: {errors.mean():.2f}"
+
+
+def test_the_control_shares_of_schemes_differ():
+    totals = {(s, e): block_shares(s, 64, e).sum().item() for s, e in SHARED}
+    assert totals["post", 0.0] == 32
+    assert totals["pre", 0.0] == pytest.approx(sum(1 / k for k in range(2, 66)))
+    assert totals["pre", 0.5] == pytest.approx(math.log(2), abs=0.01)
+    assert totals["keel", 0.0] == pytest.approx(1 / 64, rel=1e-3)

@@ -127,8 +127,9 @@ class ResidualMLP(nn.Module):
     def normalized(self) -> list[str]:
         """See :class:`bnmlp.networks.protocol.Network`.
 
-        The first matrix always; of a block whose output is normalised the last matrix, and with a
-        homogeneous activation all.
+        Returns:
+            The first matrix always; of a block whose output is normalised the last matrix, and with
+            a homogeneous activation all.
         """
         names = [f"layer {i + 2}" for i in range(self.depth * self.matrices)]
         followed = self.scheme == "peri" or (self.scheme == "plain" and self.norm in SCALE_FREE)
@@ -143,9 +144,11 @@ class ResidualMLP(nn.Module):
         return layered_axis(name)
 
     def streams(self, x: Tensor) -> Iterator[Tensor]:
-        """The stream before each block, and behind the last, each of shape ``(R, n, d)``.
+        """The stream before each block, and behind the last.
 
-        Of several streams it is the mean, which the logits are made of.
+        Yields:
+            Each of shape ``(R, n, d)``. Of several streams it is the mean, which the logits are
+            made of.
 
         Raises:
             ValueError: If samples do not fit, at the first one.
@@ -228,6 +231,9 @@ def hyper_connections(net: ResidualMLP, i: int, x: Tensor) -> Tensor:
     :math:`X` holds S streams of each sample. At first :math:`b_\ell` is one for all of them and
     :math:`m_\ell` reads them in turn; with :math:`A_\ell=I` all streams are that of ``"pre"``.
     ``"mixed"`` makes :math:`A_\ell` doubly stochastic :cite:p:`xie2025mhc`.
+
+    Returns:
+        All streams behind block ``i``. Shape ``(R, S, n, d)``.
     """
     a = net.stream_mix[i] if net.scheme == "hyper" else sinkhorn(net.stream_mix[i])
     read = torch.einsum("rs,rsnd->rnd", net.stream_read[i], x)
@@ -318,7 +324,13 @@ def mixing_matrices(
 
 
 def unit_gain(activation: str) -> float:
-    r"""The factor :math:`(\E\sigma(z)^2)^{-1/2}` of an activation, :math:`z` standard normal.
+    r"""What brings an activation of a standard normal :math:`z` to mean square one.
+
+    Args:
+        activation: A name in ``ACTIVATIONS``.
+
+    Returns:
+        :math:`(\E\sigma(z)^2)^{-1/2}`.
 
     Examples:
         >>> round(unit_gain("relu") ** 2, 9)  # He's two

@@ -83,6 +83,33 @@ def squared_doses(scheme: str, depth: int, exponent: float = 0.0) -> Tensor:
     return squares / (1 + squares.cumsum(0) - squares)
 
 
+def block_shares(scheme: str, depth: int, exponent: float = 0.0) -> Tensor:
+    r"""What each block writes of the squared stream that leaves it, at the start.
+
+    :math:`s_\ell=\delta_\ell^2/(1+\delta_\ell^2)`. Behind a norm before the logits, the squared
+    gradient of a logit in a matrix of a wide network's block is in proportion to it, with one
+    factor for all blocks and schemes, if :math:`\chi=1`. So a step of gradient descent moves logits
+    by the sum of shares, and one whose entries all have one length, as with Adam, by the sum of
+    their roots.
+
+    Args:
+        scheme: As in :func:`squared_doses`.
+        depth: :math:`L`.
+        exponent: :math:`\alpha`.
+
+    Returns:
+        Of blocks 1 to L, float64. Shape ``(L,)``.
+
+    Examples:
+        Whatever the depth, blocks divided by the root of their number write half of the squares:
+
+        >>> shares = [block_shares("pre", depth, 0.5) for depth in (10, 1000)]
+        >>> [round((1 - (1 - s).prod()).item(), 6) for s in shares]
+        [0.5, 0.5]
+    """
+    return _share(squared_doses(scheme, depth, exponent))
+
+
 def branch_slope(activation: Activation) -> float:
     r"""Growth of squared gradients in a block of unit mean square, :math:`\E\sigma'^2/\E\sigma^2`.
 

@@ -25,10 +25,18 @@ if TYPE_CHECKING:  # the choices are known when the module runs
     Variant = str
     Norm = str
     Attention = str
+    Scheme = str
+    SampleNorm = str
+    Activation = str
+    Init = str
 else:
     Variant = Literal[VARIANTS]
     Norm = Literal[transformer.NORMS]
     Attention = Literal[transformer.ATTENTIONS]
+    Scheme = Literal[tuple(residual.SCHEMES)]
+    SampleNorm = Literal[residual.NORMS]
+    Activation = Literal[tuple(ACTIVATIONS)]
+    Init = Literal[tuple(INITIALIZATIONS)]
 
 
 def as_module(network: Network) -> nn.Module:
@@ -130,15 +138,15 @@ class ResidualMLPOptions(Options):
     """Of a :class:`bnmlp.networks.residual.ResidualMLP`."""
 
     depth: int = Field(16, ge=1, description="blocks")
-    scheme: Literal[tuple(residual.SCHEMES)] = Field("pre", description="how blocks are added")
+    scheme: Scheme = Field("pre", description="how blocks are added")
     matrices: Literal[1, 2] = Field(2, description="of a block")
-    norm: Literal[residual.NORMS] = Field("layer", description="of samples")
-    activation: Literal[tuple(ACTIVATIONS)] = Field("relu", description="inside blocks")
+    norm: SampleNorm = Field("layer", description="of samples")
+    activation: Activation = Field("relu", description="inside blocks")
     exponent: float = Field(0.0, description="blocks are divided by so high a power of the depth")
     width: int = Field(64, ge=1, description="features of the stream and inside blocks")
     streams: int = Field(4, ge=1, description="of hyper-connections")
     mixing: float = Field(0.0, ge=0, description="of these streams at first")
-    init: Literal[tuple(INITIALIZATIONS)] = Field("gaussian", description="initial weights")
+    init: Init = Field("gaussian", description="initial weights")
 
     def networks(self, shape: Shape, replicas: int, seed: int, dtype: torch.dtype) -> Network:
         """See :class:`Options`."""
