@@ -1,6 +1,6 @@
 """Learning rates of residual networks, by scheme and depth: writes rates.csv beside itself.
 
-OMP_NUM_THREADS=1 python book/data/dose/make.py      # about three minutes
+OMP_NUM_THREADS=1 python book/data/dose/make.py      # about six minutes
 Runs that the table holds are not repeated; delete it to start anew.
 """
 
@@ -25,6 +25,7 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 SCHEMES = [("pre", 0.0), ("scaled", 0.0), ("peri", 0.0), ("post", 0.0), ("keel", 0.0),
            ("pre", 0.5), ("pre", 1.0)]  # fmt: skip
 WAYS = [(*scheme, 2, "sgd") for scheme in SCHEMES]  # matrices in a block, and optimiser
+WAYS += [("pre", 0.5, 2, "adam"), ("pre", 1.0, 2, "adam"), ("keel", 0.0, 2, "adam")]
 
 
 def predicted_rate(
