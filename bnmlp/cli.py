@@ -271,7 +271,7 @@ def measure_network(
     root: Root = None,
 ) -> None:
     """Measure a network: rates with intervals, what is wrong, what helps."""
-    with _plain_errors():
+    with _plain_errors("interrupted; nothing was written"):
         if (shape is None) == (data is None):
             raise ValueError("give --input SHAPE for random inputs, or --data NAME")
         x, y, words = (
@@ -285,9 +285,17 @@ def measure_network(
             (model,) = seeded(lambda: factory(**options), 1, seed, torch.float32)
         except Exception as error:
             raise ValueError(f"{network} failed: {type(error).__name__}: {error}") from error
-        report = measure(
-            model, x, y, level=level, spectra=spectra, jacobian=jacobian, training=not evaluation
-        ).noted(words)
+        for path in (html, json_):
+            if path is not None and not path.parent.is_dir():
+                raise ValueError(f"there is no folder {path.parent} to write {path.name} into")
+        try:
+            report = measure(
+                model, x, y, level=level, spectra=spectra, jacobian=jacobian,
+                training=not evaluation,
+            ).noted(words)  # fmt: skip
+        except Exception as error:  # of whatever network was given
+            notes = [f"\n  {note}" for note in getattr(error, "__notes__", ())]
+            raise ValueError(reason(error) + "".join(notes)) from error
         typer.echo(str(report))
         for path, write in ((html, report.to_html), (json_, report.to_json)):
             if path is not None:
@@ -314,7 +322,9 @@ def _status_row(folder: Path) -> dict[str, object]:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _plain_errors(
+    stopped: str = "interrupted; the same command goes on from the last checkpoint",
+) -> Iterator[None]:
     """What a user can mend is one line on standard error, not a traceback."""
     try:
         yield
@@ -327,7 +337,7 @@ def _plain_errors() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:  # a sweep, a missing device, too little memory
         _fail(reason(error))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint")
+        _fail(stopped)
 
 
 def _fail(message: str) -> None:

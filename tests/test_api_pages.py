@@ -34,6 +34,7 @@ SHARED = {
         "call_module",
         "input_of",
         "moments",
+        "output_behind",
         "recalibrate_module",
         "tracking",
         "without_compiler",

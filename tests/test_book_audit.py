@@ -53,9 +53,9 @@ def test_bounds_and_statements_are_no_part_of_what_is_measured(tmp_path):
 
 @pytest.fixture
 def package(tmp_path):
-    """A package of three modules and a subpackage that re-exports."""
+    """A package of three modules and a subpackage that re-exports; one name comes late."""
     files = {
-        "__init__.py": "from toy.a import f\nfrom toy.sub import h\n",
+        "__init__.py": "from toy.a import f\nif TYPE_CHECKING:\n    from toy.sub import h\n",
         "a.py": '"""Doc."""\nK = 2\n\ndef f(x):\n    """Doc."""\n    return g(x) * K\n\n'
         "def g(x):\n    return x\n\ndef unused():\n    from toy import b\n    return b.w()\n",
         "b.py": "def w():\n    return 1\n\ndef v():\n    return 2\n",

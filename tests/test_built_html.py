@@ -43,6 +43,16 @@ def target(page: str, link: str) -> str:
     return os.path.normpath(os.path.join(os.path.dirname(page), path))
 
 
+def unrounded(article: BeautifulSoup) -> list[str]:
+    """Numbers with more than six decimals in text and results; code and links may have them."""
+    found = []
+    for text in article.find_all(string=re.compile(r"\d\.\d{7}")):
+        in_code = text.find_parent(["pre", "code"]) and not text.find_parent(class_="cell_output")
+        if not (in_code or text.find_parent(["a", "script", "style"])):
+            found += re.findall(r"\d+\.\d{7,}(?:e[+-]?\d+)?", text)
+    return found
+
+
 def is_inside(link: str) -> bool:
     parts = urlsplit(link)
     return not parts.scheme and not parts.netloc
@@ -95,6 +105,19 @@ def test_nothing_is_left_unresolved(page):
     left = re.findall(r"\{[a-z:-]+\}`|\{(?:glue|cite|numref|ref|eq)\b|```|:::", text)
     assert not left, f"unresolved {left}"
     soup.cache_clear()
+
+
+@pytest.mark.parametrize("page", BOOK)
+def test_numbers_are_rounded(page):
+    assert not unrounded(soup(page).find("article"))
+
+
+def test_a_number_that_nobody_rounded_is_found():
+    raw = "0.2030000000000003"
+    shown = f"<p>{raw}</p><td>{raw}</td><div class=cell_output><pre>{raw}</pre></div>"
+    typed = f"<pre>{raw}</pre><a>{raw}</a><p>0.203000</p>"
+    assert unrounded(BeautifulSoup(shown, "html.parser")) == 3 * [raw]
+    assert not unrounded(BeautifulSoup(typed, "html.parser"))
 
 
 @pytest.mark.parametrize("page", BOOK)

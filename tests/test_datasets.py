@@ -532,6 +532,8 @@ def test_fresh_batches_have_seeds_of_their_own():
         expected = data.batches(12, 3, seed=3 * step)
         assert torch.equal(x, expected[0]) and torch.equal(y, expected[1])
     assert step == 3
+    (wide, _) = next(data.fresh_batches(12, 3, 1, dtype=torch.float64))
+    assert torch.equal(wide, data.batches(12, 3, dtype=torch.float64)[0])
 
 
 @pytest.mark.parametrize("name", ["mnist5k", "photo_patches"])

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from bnmlp.book.plotting import median_bars, new_figure
+from bnmlp.book.plotting import curve, median_bars, new_figure
 from bnmlp_book.figures import lighter
 from bnmlp_book.pages import drop_plain_spans
 
@@ -66,3 +66,19 @@ def test_medians_are_drawn_with_the_ends_of_their_intervals():
     assert bars.lines[0].get_ydata().tolist() == [4.5, 14.5]
     ends = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
     assert ends == [[1, 8], [11, 18]]
+
+
+@pytest.mark.parametrize(("points", "networks"), [(8, 10), (1000, 10), (300, 3), (500, 60)])
+def test_networks_and_their_median_are_drawn_at_the_same_points(points, networks):
+    _, ax = new_figure()
+    runs = np.random.default_rng(0).normal(size=(points, networks))
+    median = curve(ax, np.arange(points), runs, "all")
+    kept = median.get_xdata()
+    assert (kept[0], kept[-1]) == (0, points - 1) and len(kept) >= min(points, 40)
+    assert median.get_ydata() == pytest.approx(np.median(runs[kept], 1))
+    thin = [line for line in ax.lines if line is not median]
+    assert len(thin) == networks
+    for line, run in zip(thin, runs.T, strict=True):
+        assert line.get_xdata().tolist() == kept.tolist()
+        assert line.get_ydata().tolist() == run[kept].tolist()
+    plt.close("all")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / "bnmlp"
 
 # From the ground up: a room imports rooms of lower floors only. `book` is beside the house: it
@@ -128,6 +130,42 @@ bnmlp.explosion_rate(bnmlp.gradient_norms(model, x, y))
 """
     found = without(BOOK, program)
     assert found.returncode == 0, found.stderr
+
+
+CORE = "pandas matplotlib scipy sklearn tqdm pydantic typer filelock torchvision mlxtend curvlinops"
+
+
+def test_measuring_needs_torch_numpy_and_the_types_of_shapes_only():
+    """Each of these is asked for late: by a table, a plot, a run, a dataset."""
+    program = """
+import torch, bnmlp
+from torch import nn
+layers = [m for _ in range(9) for m in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU())]
+model, x, y = nn.Sequential(*layers), torch.randn(20, 8), torch.randint(8, (20,))
+report = bnmlp.measure(model, x, y, spectra=True, jacobian=True)
+bnmlp.recalibrate(model, x), bnmlp.orthogonal_(model), bnmlp.watch(model, file="unused.csv").close()
+print(report), report.to_json(), report.to_html()
+for ask in (lambda: report.layers, report.plot, lambda: bnmlp.TrainingRun, lambda: bnmlp.data):
+    try:
+        ask()
+    except ModuleNotFoundError as error:
+        print("late:", error)
+"""
+    found = without(tuple(CORE.split()), program)
+    assert found.returncode == 0, found.stderr
+    late = [line.removeprefix("late: ") for line in found.stdout.splitlines() if "late: " in line]
+    assert late[:2] == ["pandas", "matplotlib"] and len(late) == 4, late
+
+
+def test_names_that_come_late_are_those_of_the_package():
+    import bnmlp
+
+    assert set(bnmlp.__all__) <= set(dir(bnmlp))
+    for name in bnmlp.__all__:
+        assert getattr(bnmlp, name) is not None, name
+    assert bnmlp.training.train is bnmlp.train and bnmlp.data.load_dataset is bnmlp.load_dataset
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(bnmlp, "nothing")  # noqa: B009
 
 
 def test_the_control_claims_of_the_book_need_them():

@@ -1,5 +1,8 @@
 import decimal
 import math
+import os
+import subprocess
+import sys
 from decimal import Decimal
 
 import pytest
@@ -71,6 +74,27 @@ def test_is_not_negative_and_blind_to_scale_and_rotation(d, extra, scale, seed):
     assert gap >= 0
     rotated = haar_orthogonal(d=d, generator=g, dtype=torch.float64) @ x
     torch.testing.assert_close(isometry_gap(scale * rotated), gap, rtol=1e-8, atol=1e-12)
+
+
+THREADS = """
+import torch
+from bnmlp import isometry_gap
+x = torch.randn(17, 512, 512, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+squares = torch.linalg.svdvals(x).square()
+expected = squares.mean(-1).log() - squares.log().mean(-1)
+torch.testing.assert_close(isometry_gap(x), expected, rtol=1e-9, atol=0)
+volume = torch.linalg.slogdet(x[:3])[1]  # what comes after it is right too
+torch.testing.assert_close(2 * volume, 512 * squares[:3].log().mean(-1), rtol=1e-9, atol=0)
+torch.set_num_threads(2)  # from here on MKL may split what is split already
+torch.testing.assert_close(isometry_gap(x[:3]), expected[:3], rtol=1e-9, atol=0)
+"""
+
+
+def test_large_matrices_are_right_on_several_threads_and_leave_those_after_them_right():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    command = [sys.executable, "-P", "-c", THREADS]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
 def test_is_zero_exactly_at_isometries():

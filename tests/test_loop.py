@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import multiprocessing
 import os
 import random
 import resource
@@ -15,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from children import child
 
 from bnmlp import (
     TrainingRun,
@@ -52,7 +52,6 @@ def assert_equal_runs(one, two):
 
 
 def train_in_child(fields, folder):
-    torch.set_num_threads(1)
     train(TrainingRun(**fields), folder, progress=False)
 
 
@@ -96,14 +95,9 @@ def test_a_run_killed_ten_times_is_bit_for_bit_the_uninterrupted_one(tmp_path):
         dataset="mnist5k", samples=400, depth=200, replicas=2, learning_rate=0.01, epochs=20,
         measure_every=15, calibration_samples=300,
     )  # fmt: skip
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bnmlp", "sklearn.datasets"])
-    fields = run.model_dump()
 
     def start(folder):
-        process = context.Process(target=train_in_child, args=(fields, folder))
-        process.start()
-        return process
+        return child(train_in_child, run.model_dump(), folder)
 
     warm_up = start(tmp_path / "warm-up")  # imports
     time.sleep(2)

@@ -47,7 +47,8 @@ def test_sixty_layers_explode_at_the_rate_of_the_formula(patient):
     assert formula in report.rates["outputs"]
     assert report.verdict == "gradient-explosion"
     assert report.prediction.low == formula
-    assert report.findings[0].chapter == "history/mlps-to-forty-layers"
+    assert report.findings[0].chapter == "practice/measure-your-network"
+    assert "bnmlp.shape_" in report.findings[0].advice
 
 
 def test_the_rate_is_that_of_the_books_own_measurement():
@@ -332,6 +333,40 @@ def test_signals_that_vanish_or_explode_are_found_where_the_weights_gradients_ar
     report = measure(large, *batch(30, 50))
     assert report.verdict == "signal-explosion"
     assert report.rates["signals"].value == pytest.approx(0.5 * math.log(2), rel=0.2)
+
+
+class Added(nn.Module):
+    """Branches of two Gaussian matrices that are added to a stream."""
+
+    def __init__(self, branches=30, norm=False, factor=1.0):
+        super().__init__()
+        self.norm = nn.LayerNorm(40) if norm else nn.Identity()
+        self.first, self.last = (
+            nn.ModuleList(nn.Linear(40, 40) for _ in range(branches)) for _ in range(2)
+        )
+        self.head = nn.Linear(40, 10)
+        for layer in (*self.first, *self.last):
+            nn.init.normal_(layer.weight, std=40**-0.5)
+        with torch.no_grad():
+            for layer in self.last:
+                layer.weight *= factor
+
+    def forward(self, x):
+        for first, last in zip(self.first, self.last, strict=True):
+            x = x + last(first(self.norm(x)))
+        return self.head(x)
+
+
+def test_branches_that_swell_a_bare_stream_are_advised_what_the_chapter_tested():
+    x, y = batch(50, 40)
+    swollen = {f.kind: f for f in measure(Added(), x, y).findings}["signal-explosion"]
+    assert swollen.chapter == "practice/measure-your-network" and "root of L" in swollen.advice
+    calm = measure(Added(factor=30**-0.5), x, y)
+    assert calm.verdict == "none" and calm.rates["signals"].total < 1, calm.rates["signals"]
+    assert measure(Added(norm=True), x, y).verdict == "none"
+    plain = chain(40, 50, nn.ReLU, None, lambda w: nn.init.normal_(w, std=2.0 / 50**0.5))
+    other = {f.kind: f for f in measure(plain, *batch(30, 50)).findings}["signal-explosion"]
+    assert other.advice != swollen.advice
 
 
 def test_samples_that_align_are_found_and_those_that_batch_norm_keeps_apart_are_not():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnmlp import measure
+from bnmlp import BNMLP, measure
 from bnmlp.diagnosis.recorder import _over_samples
 from bnmlp.diagnosis.weights import euclidean
 
@@ -27,19 +27,41 @@ def processor_seconds(call):
     return time.process_time() - start
 
 
-def test_measuring_layers_takes_less_than_two_passes_forward_and_back():
-    model, x, y = chain(16, 256), torch.randn(256, 256), torch.randint(10, (256,))
+def cost(model, logits, x, y, **options):
+    """Time of a measurement in passes forward and back: the median of five pairs."""
 
     def plain():
-        F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(logits(), y).backward()
         model.zero_grad()
 
     def measured():
-        measure(model, x, y, level="layers", statistics=False)
+        measure(model, x, y, statistics=False, **options)
 
     plain(), measured()
-    ratios = [processor_seconds(measured) / processor_seconds(plain) for _ in range(5)]
-    assert statistics.median(ratios) < 2, ratios
+    pairs = ((processor_seconds(measured), processor_seconds(plain)) for _ in range(5))
+    return statistics.median(ours / theirs for ours, theirs in pairs)
+
+
+def test_measuring_layers_takes_less_than_two_passes_forward_and_back():
+    model, x, y = chain(16, 256), torch.randn(256, 256), torch.randint(10, (256,))
+    assert cost(model, lambda: model(x), x, y, level="layers") < 2
+
+
+def test_measuring_networks_of_the_package_takes_less_than_two_passes_forward_and_back():
+    model, x, y = BNMLP(100, 100, 100, 10), torch.randn(100, 100), torch.randint(10, (100,))
+    assert cost(model, lambda: model(x)[0], x, y) < 2
+
+
+def test_comparing_statistics_takes_a_measurement_and_four_passes_forward():
+    model, x, y = chain(3, 5), torch.randn(24, 5), torch.randint(10, (24,))
+    samples = []
+    model.register_forward_pre_hook(lambda _, given: samples.append(len(given[0])))
+    measure(model, x, y, statistics=False)
+    assert samples == [24]
+    measure(model, x, y)
+    few = samples.pop(3)  # whether samples have a part in each other's output
+    assert few == 2
+    assert samples[1:] == [24, 24, 24, 12, 12, 12, 12]
 
 
 DEPTH = 40

@@ -107,6 +107,18 @@ def test_nor_of_replicas_in_one_module():
     assert_same(before, state_of(model))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_nor_on_a_gpu():
+    model = Restless()
+    x, y = prepared(model)
+    model.cuda()
+    before, drawn = state_of(model), torch.cuda.get_rng_state_all()
+    measure(model, x.cuda(), y.cuda())
+    assert_same(before, state_of(model))
+    for a, b in zip(drawn, torch.cuda.get_rng_state_all(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_nor_of_a_loss_that_draws():
     model = Restless()
     x, y = prepared(model)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import VisionTransformer, resnet18
 
-from bnmlp import measure
+from bnmlp import BNMLP, measure
 from bnmlp.diagnosis.table import COLUMNS
 from bnmlp.networks.protocol import Stacked
 from bnmlp.networks.skip import SkipMLP
@@ -265,6 +265,28 @@ def test_frozen_and_unused_parameters_are_told():
     assert found.evidence["parameters"] == ["spare.bias", "spare.weight"]
 
 
+def test_what_is_not_finite_is_counted_in_each_replica():
+    model, x = BNMLP(6, 5, 4, 3, activation="tanh", replicas=2), torch.randn(9, 6)
+    model.hidden_weight.data[1, 1, 2, :3] = math.nan
+    report = measure(model, x, torch.randint(3, (9,)))
+    stages = [value for layer in model.stages(x) for value in layer]
+    for r, table in enumerate(report.tables):
+        expected = [int((~value[r].isfinite()).sum()) for value in stages]
+        assert table["output_faults"].tolist()[:-1] == expected
+        assert table["weight_faults"][table.layers].tolist() == [0, 0, 3 * r, 0, 0]
+    assert report.tables[0]["output_faults"].sum() == 0
+    assert report.tables[1]["output_faults"].tolist()[6:9] == [9, 9, 9]
+    fine, broken = (table["gradient_faults"][table.layers] for table in report.tables)
+    assert (fine == 0).all() and (broken > 0).all()
+
+
+def test_logits_of_replicas_have_the_gradient_of_softmax():
+    model, x, y = BNMLP(6, 5, 4, 3, replicas=2), torch.randn(9, 6), torch.randint(3, (9,))
+    gradients = (model(x).softmax(-1) - F.one_hot(y, 3)) / 9
+    for table, gradient in zip(measure(model, x, y).tables, gradients, strict=True):
+        assert table["gradient_norm"][-1] == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
 def test_networks_of_replicas_have_rows_by_their_protocol():
     x, y = torch.randn(12, 30), torch.randint(10, (12,))
     report = measure(SkipMLP(9, "batch", in_features=30, width=20, replicas=2), x, y)
@@ -282,12 +304,7 @@ def test_networks_of_replicas_have_rows_by_their_protocol():
 
 
 def test_what_cannot_be_measured_is_refused_in_words():
-    class FullyShardedDataParallel(nn.Linear):
-        """Has the name of what it stands for."""
-
     x = torch.randn(3, 4)
-    with pytest.raises(ValueError, match="sharded"):
-        measure(FullyShardedDataParallel(4, 2), x)
     with pytest.raises(ValueError, match="lazy"):
         measure(nn.LazyLinear(3), x)
     with pytest.raises(ValueError, match="meta"):
@@ -300,14 +317,33 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from bnmlp import measure
+from bnmlp import BNMLP, measure, watch
+
+def refuses_shards(network, x, y):
+    mesh = init_device_mesh("cpu", (2,))
+    once, again = network(), fully_shard(network(), mesh=mesh)
+    inside = nn.Sequential(fully_shard(network(), mesh=mesh), nn.Linear(3, 3))
+    once = FullyShardedDataParallel(once, device_id=torch.device("cpu"), device_mesh=mesh)
+    for sharded in (once, again, inside):
+        before = sharded(x)
+        for take in (lambda: measure(sharded, x, y), lambda: watch(sharded, file="unused.csv")):
+            try:
+                take()
+            except ValueError as error:
+                assert "parameters are sharded" in str(error) and "before it is" in str(error)
+            else:
+                raise AssertionError("was not refused")
+        assert torch.equal(sharded(x), before)
 
 def work(rank, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    network = lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    model = network()
     x, y = torch.randn(10, 6), torch.randint(3, (10,))
     whole = measure(model, x, y).tables[0]
     half = slice(5 * rank, 5 * rank + 5)
@@ -320,6 +356,7 @@ def work(rank, port):
     assert "averaged over 2 processes" in report.facts.notes[0]
     alone = measure(model, x[half], y[half]).tables[0]
     assert abs(alone["weight_gradient_norm"][0] / whole["weight_gradient_norm"][0] - 1) > 1e-3
+    refuses_shards(network, x, y)
     dist.destroy_process_group()
 
 if __name__ == "__main__":
@@ -328,7 +365,7 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_measure_the_gradient_of_both_halves(tmp_path):
+def test_two_processes_measure_the_gradient_of_both_halves_and_refuse_shards(tmp_path):
     import socket
 
     with socket.socket() as free:

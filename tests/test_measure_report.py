@@ -114,7 +114,7 @@ def test_the_page_is_one_file_for_light_and_dark(report, tmp_path):
     assert not page.open and not page.links and "script" not in page.tags
     assert page.tags.count("svg") == 3 and page.tags.count("tr") == 152
     assert "prefers-color-scheme: dark" in text and "http" not in text
-    assert "Gradients explode" in text and "history/mlps-to-forty-layers" in text
+    assert "Gradients explode" in text and "practice/measure-your-network" in text
     assert len(text) < 300_000
 
 
@@ -192,7 +192,7 @@ def test_chapters_that_are_named_exist():
     text = "".join(
         p.read_text(encoding="utf8") for p in (HERE / "bnmlp" / "diagnosis").glob("*.py")
     )
-    parts = "network|theory|initialisation|training|history|dynamics|curvature"
+    parts = "practice|network|theory|initialisation|training|history|dynamics|curvature"
     named = set(re.findall(rf'"((?:{parts})/[a-z0-9-]+)"', text))
     assert len(named) > 5
     for chapter in named:
@@ -230,6 +230,9 @@ def test_the_command_knows_models_of_packages_and_data():
     assert tokens.exit_code == 0 and "random integers below 7" in tokens.output, tokens.output
 
 
+LINEAR = ["torch.nn:Linear", "--argument", "in_features=3", "--argument", "out_features=4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -237,11 +240,23 @@ def test_the_command_knows_models_of_packages_and_data():
         (["torch.nn:Linear", "--input", "ax3"], "expected sizes"),
         (["torch.nn:Nothing", "--input", "2x3"], "cannot use torch.nn:Nothing"),
         (["torch.nn:Linear", "--input", "2x3"], "torch.nn:Linear failed"),
+        ([*LINEAR, "--input", "2x7"], "called with a tensor of shape (2, 7), float32"),
+        ([*LINEAR, "--input", "2x3", "--integers", 9], "called with a tensor of shape (2, 3), int"),
+        ([*LINEAR, "--input", "9x3", "--classes", 40], "but the output has 4 classes"),
+        ([*LINEAR, "--input", "2x3", "--html", "missing/r.html"], "there is no folder missing"),
+        ([*LINEAR, "--data", "nothing"], "unknown dataset"),
+        (
+            ["torch.nn:BatchNorm1d", "--argument", "num_features=3", "--input", "1x3"],
+            "training=Fal",
+        ),
+        (["missing.py:build", "--input", "2x3"], "no file"),
+        (["builtins:dict", "--input", "2x3"], "expected a module, got dict"),
     ],
 )
 def test_the_command_explains_what_is_missing(arguments, message):
     found = run(*arguments)
-    assert found.exit_code == 1 and message in found.output
+    assert found.exit_code == 1 and message in found.output, found.output
+    assert "Traceback" not in found.output and isinstance(found.exception, SystemExit)
 
 
 def test_the_report_is_a_public_name():

@@ -137,6 +137,48 @@ def test_evaluation_is_not_counted(tmp_path):
     assert watching.records == 3
 
 
+def test_a_model_that_is_called_twice_before_its_backward_pass_is_recorded(tmp_path):
+    run = Run()
+    run.model[3].p = 0.0
+    run.model.eval()[0].train()
+    one, two = torch.randn(16, 5), torch.randn(16, 5)
+
+    def loss():
+        return (run.model(one) - run.model(two)).square().mean()
+
+    expected = torch.autograd.grad(loss(), run.model[0].weight)[0].norm().item()
+    run.model.training = True  # the call is one of training; its norm stays as it is
+    with watch(run.model, every=4, file=tmp_path / "rows.csv") as watching:
+        for _ in range(5):
+            loss().backward()
+    rows = pd.read_csv(tmp_path / "rows.csv", dtype={"name": str})
+    assert watching.records == 3 and rows["step"].unique().tolist() == [0, 4, 8]
+    assert not rows["name"].str.contains("#").any(), "the second call has no rows"
+    first = rows[rows["name"] == "0"]
+    np.testing.assert_allclose(first["weight_gradient_norm"], expected, rtol=1e-4)
+    assert first["gradient_norm"].notna().all() and hooks(run.model) == 0
+
+
+def test_calls_without_a_backward_pass_are_not_recorded(tmp_path):
+    run, x = Run(), torch.randn(16, 5)
+    with watch(run.model, every=3, file=tmp_path / "rows.csv") as watching:
+        for _ in range(4):
+            run.model(x)
+        assert watching.records == 0
+        run.steps(2)  # the pass of call 5 is none of call 3, which waits
+        assert watching.records == 0
+        run.steps(1)
+    assert watching.records == 1 and hooks(run.model) == 0
+
+
+def test_sparse_gradients_of_an_embedding_are_watched(tmp_path):
+    model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3))
+    with watch(model, file=tmp_path / "rows.csv"):
+        F.cross_entropy(model(torch.randint(9, (16, 3))), torch.randint(3, (16,))).backward()
+    found = pd.read_csv(tmp_path / "rows.csv")["weight_gradient_norm"][0]
+    assert found == pytest.approx(model[0].weight.grad.to_dense().norm().item(), rel=1e-4)
+
+
 def test_a_scaled_loss_is_unscaled(tmp_path):
     run, twin = Run(), Run()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -151,10 +193,22 @@ def test_a_scaled_loss_is_unscaled(tmp_path):
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_other_files_and_compiled_modules_are_refused(tmp_path):
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+@pytest.mark.parametrize("name", ["other.csv", "other.jsonl", "other.json"])
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", '{"a": 1}\n', '{"a": 1}', "words", "\xff\n"])
+def test_files_of_others_are_refused_and_stay_as_they_are(tmp_path, name, content):
+    file = tmp_path / name
+    file.write_bytes(content.encode("latin1"))
     with pytest.raises(ValueError, match="other columns"):
-        watch(network(), file=tmp_path / "other.csv")
+        watch(network(), file=file)
+    assert file.read_bytes() == content.encode("latin1")
+
+
+def test_what_cannot_be_watched_is_refused_in_words(tmp_path):
+    for file in (tmp_path, tmp_path / "missing" / "rows.csv"):
+        with pytest.raises(ValueError, match="is its folder there"):
+            watch(network(), file=file)
+    with pytest.raises(TypeError, match="watch: expected a module, got str"):
+        watch("network", file=tmp_path / "rows.csv")
     with pytest.raises(ValueError, match="compiled"):
         watch(torch.compile(network(), backend="eager"), file=tmp_path / "rows.csv")
     with pytest.raises(ValueError, match="every must be"):
@@ -163,7 +217,9 @@ def test_other_files_and_compiled_modules_are_refused(tmp_path):
 
 def test_a_file_that_cannot_be_written_stops_the_watch_and_not_the_training(tmp_path):
     run = Run()
-    watching = watch(run.model, every=1, file=tmp_path / "missing" / "rows.csv")
+    (tmp_path / "removed").mkdir()
+    watching = watch(run.model, every=1, file=tmp_path / "removed" / "rows.csv")
+    (tmp_path / "removed").rmdir()
     with pytest.warns(UserWarning, match="watch: stopped"):
         run.steps(1)
     run.steps(2)

@@ -51,6 +51,23 @@ def test_the_formula_is_that_of_the_theory(case):
     assert all(a.holds for a in found.assumptions) and found.chapter
 
 
+HEADS = {
+    "two maps": lambda: [nn.Linear(100, 100), nn.Linear(100, 10)],
+    "dropout": lambda: [nn.Dropout(0.5), nn.Linear(100, 10)],
+    "a norm": lambda: [nn.LayerNorm(100), nn.Linear(100, 10)],
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_of_another_kind_changes_nothing_in_the_layers_before_it(head):
+    body = list(chain())[:-1]
+    report = measure(nn.Sequential(*body, *HEADS[head]()), *batch())
+    assert report.prediction.low == pytest.approx(CASES["ReLU"][1])
+    assert report.prediction.low == pytest.approx(report.rate.value, abs=0.02)
+    middle = nn.Sequential(*body[:60], nn.Linear(100, 100), *body[60:], nn.Linear(100, 10))
+    assert "differ in their normalisation" in str(measure(middle, *batch()).prediction)
+
+
 @pytest.mark.parametrize("case", ["ReLU", "orthogonal ReLU", "layer norm", "linear"])
 def test_and_the_measured_rate_is_close(case):
     options, expected = CASES[case]

@@ -105,7 +105,7 @@ def everywhere(kind):
         distributed = pytest.importorskip("distributed")
         with (
             distributed.LocalCluster(
-                n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None
+                n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0"
             ) as cluster,
             distributed.Client(cluster) as client,
         ):
@@ -181,7 +181,7 @@ def test_a_cluster_that_loses_a_worker_loses_nothing(tmp_path):
     several = runs(3, **options)
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster) as client,
         ThreadPoolExecutor(1) as background,

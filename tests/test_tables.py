@@ -99,10 +99,19 @@ def test_the_interval_of_values_without_a_number_is_none():
         assert np.isnan(end[0]) and end[1] == expected
 
 
-def test_half_the_interval_of_a_mean_covers_it_as_often_as_it_says():
-    values = torch.randn(20_000, 50)
-    covered = (values.mean(-1).abs() <= half_width(values)).double().mean()
-    assert abs(covered - 0.944) < 0.006, covered  # of Student's distribution with 49 degrees
+@pytest.mark.parametrize("networks", [2, 5, 10])
+def test_half_the_interval_of_a_mean_covers_it_as_often_as_it_says(networks):
+    values = torch.randn(20_000, networks)
+    half = half_width(values)
+    covered = (values.mean(-1).abs() <= half).double().mean()
+    assert abs(covered - 0.95) < 0.006, covered
+    frozen = values.numpy().copy()
+    frozen.flags.writeable = False  # as pandas hands rows out
+    torch.testing.assert_close(half_width(frozen), half)
+
+
+def test_a_single_value_has_no_interval():
+    assert half_width(torch.tensor([[1.0], [2.0]])).isnan().all()
 
 
 def test_a_range_holds_the_median_and_both_ends():

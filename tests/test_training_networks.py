@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from children import child, command
 from test_loop import assert_equal_runs, interrupted
 
 from bnmlp import TrainingRun, evaluate, load_dataset, load_model, read_layers, train
@@ -68,8 +68,8 @@ def fields(request, tmp_path, monkeypatch):
     return SMALL | NETWORKS[request.param]
 
 
-def command(fields):
-    """The command line of a run."""
+def train_words(fields):
+    """The command line of a run, less its folder."""
     words = []
     for name, value in fields.items():
         option = f"--{name.replace('_', '-')}"
@@ -79,31 +79,29 @@ def command(fields):
             words.append(option if value else option.replace("--", "--no-"))
         else:
             words += [option, str(value)]
-    return [Path(sys.executable).with_name("bnmlp"), "train", *words, "--directory"]
-
-
-def start(words, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen([*words, folder], env=environment, stderr=subprocess.DEVNULL,
-                            stdout=subprocess.DEVNULL)  # fmt: skip
+    return ["train", *words, "--directory"]
 
 
 @pytest.mark.slow
 def test_the_command_is_killed_and_goes_on_bit_for_bit(fields, tmp_path):
     fields = fields | {"epochs": 60, "measure_every": 20}
-    words = command(fields)
-    assert start(words, "whole").wait(timeout=120) == 0
+    words = train_words(fields)
+    script = Path(sys.executable).with_name("bnmlp")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    subprocess.run([script, *words, "whole"], env=environment, check=True, capture_output=True)
     for _ in range(2):
-        process = start(words, "killed")
+        process = child(command, *words, "killed")
         deadline = time.monotonic() + 60
         while read_status(tmp_path / "killed").get("process") != process.pid:
             assert time.monotonic() < deadline
-            assert process.poll() is None, "the run ended before it was killed"
+            assert process.is_alive(), "the run ended before it was killed"
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert read_status(tmp_path / "killed")["state"] == "running"
-    assert start(words, "killed").wait(timeout=120) == 0
+    process = child(command, *words, "killed")
+    process.join()
+    assert process.exitcode == 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
     assert read_run(tmp_path / "killed") == TrainingRun(**fields)
 

@@ -103,7 +103,13 @@ class Dataset:
         return torch.stack(x).to(device, dtype), torch.stack(y).to(device)
 
     def fresh_batches(
-        self, size: int, runs: int, steps: int, *, device: torch.device | str | None = None
+        self,
+        size: int,
+        runs: int,
+        steps: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """New :meth:`batches` for every step of a training, no two with the same seed.
 
@@ -111,13 +117,14 @@ class Dataset:
             size: Samples in each batch.
             runs: Number of networks.
             steps: How often.
+            dtype: Type of the samples.
             device: Where they live.
 
         Yields:
             Samples and labels. Shapes ``(runs, size, features)`` and ``(runs, size)``.
         """
         for step in range(steps):
-            yield self.batches(size, runs, seed=runs * step, device=device)
+            yield self.batches(size, runs, seed=runs * step, dtype=dtype, device=device)
 
 
 def load_dataset(

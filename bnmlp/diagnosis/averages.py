@@ -51,60 +51,106 @@ def averages_table(module: nn.Module, evaluated: Calls, trained: Calls | None) -
     names = {part: name or "model" for name, part in module.named_modules()}
     numbers: Counter[Norm] = Counter()
     rows = []
-    for i, (norm, seen) in enumerate(evaluated):
+    for (norm, seen), sizes in zip(evaluated, _sizes(evaluated, trained), strict=True):
         numbers[norm] += 1
         name = names[norm] if numbers[norm] == 1 else f"{names[norm]}#{numbers[norm]}"
         row = {"name": name, "kind": type(norm).__name__} | _state(norm, seen)
-        rows.append(row | _compared(norm, seen, trained[i][1] if trained else None))
+        rows.append(row | sizes)
     return rows
 
 
 def _state(norm: Norm, seen: Moments) -> Row:
-    mean, var = norm.running_mean, norm.running_var
     tracked = None if norm.num_batches_tracked is None else int(norm.num_batches_tracked)
-    fresh = bool((mean == 0).all() and (var == 1).all())
     memory = None if tracked is None else (1 - (norm.momentum or 0.0)) ** tracked
     return {
         "training": norm.training,
         "instances": isinstance(norm, INSTANCE_NORMS),
-        "channels": len(mean),
+        "channels": len(norm.running_mean),
         "numbers": seen.count,
         "momentum": norm.momentum,
         "batches": tracked,
         "memory": 0.0 if norm.momentum is None and tracked else memory,
-        "never_updated": fresh,
-        "not_finite": int((~(mean.isfinite() & var.isfinite())).sum()),
-        "negative": int((var < 0).sum()),
     }
 
 
-def _compared(norm: Norm, seen: Moments, trained: Moments | None) -> Row:
-    if trained is None:
-        return dict.fromkeys(
-            ("mean_error", "noise", "variance_ratio", "variance_ratio_low", "variance_ratio_high",
-             "variance_ratio_mean", "log_spread", "offset")
-        )  # fmt: skip
-    mean, var = float64(norm.running_mean), float64(norm.running_var) + norm.eps
-    ratio = (trained.var + norm.eps) / var
-    size = (trained.var / (trained.var + norm.eps)).sum()
-    memory = norm.momentum or 0.0
-    low, high = torch.aminmax(ratio)
+def _sizes(evaluated: Calls, trained: Calls | None) -> list[Row]:
+    """What is computed from averages and moments, of all calls with as many channels at once."""
+    rows: list[Row] = [{} for _ in evaluated]
+    alike: dict[Any, list[int]] = {}
+    for i, (norm, _) in enumerate(evaluated):
+        alike.setdefault((len(norm.running_mean), norm.running_mean.device), []).append(i)
+    for places in alike.values():
+        norms = [evaluated[i][0] for i in places]
+        mean, var = _stacked([(norm.running_mean, norm.running_var) for norm in norms])
+        columns = _flaws(mean, var) | dict.fromkeys(DISTANCES, [None] * len(places))
+        if trained:
+            seen, batch = ([calls[i][1] for i in places] for calls in (evaluated, trained))
+            columns |= _distances(norms, mean, var, seen, batch)
+        for i, *values in zip(places, *columns.values(), strict=True):
+            rows[i] = dict(zip(columns, values, strict=True))
+    return rows
+
+
+def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Means and variances of several calls, float64. Each of shape ``(calls, C)``."""
+    mean, var = (float64(torch.stack(column)) for column in zip(*pairs, strict=True))
+    return mean, var
+
+
+def _flaws(mean: Tensor, var: Tensor) -> dict[str, list[Any]]:
+    """What running averages hold that none should."""
     return {
-        "mean_error": number(((trained.mean - mean).square() / var).mean()),
-        "noise": (1 + memory / (2 - memory)) / seen.count,
-        "variance_ratio": number(ratio.median()),
-        "variance_ratio_low": number(low),
-        "variance_ratio_high": number(high),
-        "variance_ratio_mean": number((trained.var / var).sum() / size),
-        "log_spread": number(((seen.var / var).sum() / size).log() / 2),
-        "offset": number(((seen.mean - mean).square() / var).mean()),
+        "never_updated": ((mean == 0) & (var == 1)).all(1).tolist(),
+        "not_finite": (~(mean.isfinite() & var.isfinite())).sum(1).tolist(),
+        "negative": (var < 0).sum(1).tolist(),
     }
+
+
+DISTANCES = (
+    "mean_error", "noise", "variance_ratio", "variance_ratio_low", "variance_ratio_high",
+    "variance_ratio_mean", "log_spread", "offset",
+)  # fmt: skip
+
+
+def _distances(
+    norms: Sequence[Norm],
+    mean: Tensor,
+    var: Tensor,
+    evaluated: Sequence[Moments],
+    trained: Sequence[Moments],
+) -> dict[str, list[Any]]:
+    """The columns of ``DISTANCES``, of calls of norms with running averages ``(calls, C)``."""
+    eps = var.new_tensor([norm.eps for norm in norms])[:, None]
+    memory = [norm.momentum or 0.0 for norm in norms]
+    var = var + eps
+    (seen_mean, seen_var), (batch_mean, batch_var) = (
+        _stacked([(found.mean, found.var) for found in calls]) for calls in (evaluated, trained)
+    )
+    ratio = (batch_var + eps) / var
+    low, high = torch.aminmax(ratio, dim=1)
+    size = (batch_var / (batch_var + eps)).sum(1)
+    return {
+        "mean_error": _numbers(((batch_mean - mean).square() / var).mean(1)),
+        "noise": [
+            (1 + m / (2 - m)) / found.count for m, found in zip(memory, evaluated, strict=True)
+        ],
+        "variance_ratio": _numbers(ratio.median(1).values),
+        "variance_ratio_low": _numbers(low),
+        "variance_ratio_high": _numbers(high),
+        "variance_ratio_mean": _numbers((batch_var / var).sum(1) / size),
+        "log_spread": _numbers(((seen_var / var).sum(1) / size).log() / 2),
+        "offset": _numbers(((seen_mean - mean).square() / var).mean(1)),
+    }
+
+
+def _numbers(x: Tensor) -> list[float | None]:
+    """Numbers that JSON can hold: None where one is not finite."""
+    return [value if math.isfinite(value) else None for value in x.tolist()]
 
 
 def number(x: Tensor) -> float | None:
     """A number that JSON can hold: None where it is not finite."""
-    value = float(x)
-    return value if math.isfinite(value) else None
+    return _numbers(x.reshape(1))[0]
 
 
 def prediction(norms: Sequence[Norm], rows: list[Row], path: list[Stretch]) -> Prediction:

@@ -1,7 +1,7 @@
 """Whether norms, activations and maps follow each other as the theory has it, from one pass."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -55,8 +55,10 @@ class Stretch:
             self._see_two(name, *tensors[:2])
         elif self.mapped:
             self.meet(f"{name} stands between the map and the norm")
-        else:
+        elif func._schema.is_mutable:
             self.steps.append(lambda x: func(x.clone(), *args[1:], **kwargs))
+        else:
+            self.steps.append(lambda x: func(x, *args[1:], **kwargs))
 
     def _see_two(self, name: str, x: Tensor, other: Tensor) -> None:
         bias = other.ndim < 2 or other.shape[0] == 1
@@ -81,6 +83,7 @@ class _Observer:
         super().__init__()
         self.stretches = [Stretch()]
         self.inside_norm = False
+        self.pause = ExitStack()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -89,12 +92,14 @@ class _Observer:
             self.stretches[-1].see(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
-    def enter(self, *_: Any) -> None:
+    def enter(self, _: nn.Module, given: tuple[Any, ...]) -> None:
         """Before a norm."""
         self.inside_norm = True
+        self.pause.enter_context(unwatched(given[0] if given else None))
 
     def leave(self, *_: Any) -> None:
         """After it."""
+        self.pause.close()
         self.inside_norm = False
         self.stretches.append(Stretch())
 
@@ -120,11 +125,12 @@ def watched(norms: Sequence[nn.Module]) -> Iterator[list[Stretch]]:
         with watch:
             yield watch.stretches
     finally:
+        watch.pause.close()
         for handle in handles:
             handle.remove()
 
 
-def unwatched(x: Tensor) -> AbstractContextManager[Any]:
+def unwatched(x: object) -> AbstractContextManager[Any]:
     """Compute with an ordinary tensor, and let no mode see each operation, which takes longer."""
     return torch._C._DisableTorchDispatch() if type(x) is Tensor else nullcontext()
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnmlp.checks import check_module
 from bnmlp.layers.activations import gain_schedule
 from bnmlp.layers.initialization import haar_frames
 from bnmlp.layers.seeds import random_source
@@ -73,6 +74,7 @@ def orthogonal_(
         >>> module[1].weight[:, :, 0].count_nonzero().item()  # a row beside the centre
         0
     """
+    check_module("orthogonal_", module)
     if not (gain > 0 and math.isfinite(gain)):
         raise ValueError(f"orthogonal_: gain must be a finite number > 0, got {gain}")
     names = [name for name, _ in module.named_modules()]
@@ -253,6 +255,7 @@ def shape_(
         >>> module[5]
         Tanh()
     """
+    check_module("shape_", module)
     _check_known("shape_", exclude, [name for name, _ in module.named_modules()])
     slots = _slots(module, ACTIVATIONS + kinds, exclude)
     order = _in_order_of_calls(module, slots, x) if x is not None else list(slots)

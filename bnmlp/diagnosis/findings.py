@@ -60,6 +60,7 @@ LABELS = {
     "assumption": "why it is not predicted",
     "sure": "recalibration gains in loss, std errors",
     "unscored": "why there is no loss",
+    "not_recalibrated": "why none are recalibrated",
 }
 
 

@@ -58,7 +58,7 @@ class Functions(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call the function, with a row for it where one is wanted."""
-        if func in SUMS and _is_sum(args):
+        if func in SUMS and _is_sum(args) and not self.recorder.hidden(args[0]):
             return self._sum(func, args, kwargs or {})
         wanted = self.all or func in ACTIVATING
         direct = wanted and self.recorder.follows(args)
@@ -81,6 +81,8 @@ class Functions(TorchFunctionMode):
     def _function(self, func: Callable[..., Any], result: Tensor, direct: bool) -> None:
         name = str(getattr(func, "__name__", "") or resolve_name(func) or "function")
         if name in SILENT or name == "__get__" or not result.numel():
+            return
+        if self.recorder.hidden(result):
             return
         row = self.recorder.function_row(name.strip("_"))
         row.direct = direct

@@ -4,6 +4,7 @@ import contextlib
 import gc
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,10 +27,10 @@ def everything_kept(
     """Leave a module and all random numbers as they were, bit for bit, also after an error.
 
     Kept are modes, buffers (the tensors themselves and their values), ``.grad`` and
-    ``requires_grad`` of parameters, whether modules were compiled in place, and the random state
-    of PyTorch on all devices, of NumPy and of Python. Inside, every parameter that can have a
-    gradient has one, ``.grad`` is None, inference mode is off, and compiled modules run as
-    written.
+    ``requires_grad`` of parameters, attributes that modules of one's own set in a pass, such as a
+    cache, whether modules were compiled in place, and the random state of PyTorch on all devices,
+    of NumPy and of Python. Inside, every parameter that can have a gradient has one, ``.grad`` is
+    None, inference mode is off, and compiled modules run as written.
 
     Args:
         module: Any module.
@@ -44,7 +45,7 @@ def everything_kept(
         stack.enter_context(torch.set_grad_enabled(recording))
         stack.enter_context(random_state_kept())
         stack.enter_context(averages_kept(module))
-        for keep in (_gradients, _compiled):
+        for keep in (_attributes, _gradients, _compiled):
             stack.enter_context(keep(parts))
         if training is not None and any(part.training != training for part in parts):
             module.train(training)
@@ -81,6 +82,26 @@ def _gradients(parts: Sequence[nn.Module]) -> Iterator[None]:
                 p.grad = gradient
         for p in frozen:
             p.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _attributes(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """What a pass may set or register in modules that are none of PyTorch's."""
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (values, dict(values))
+        for part in parts
+        if not type(part).__module__.startswith("torch.nn.modules.")
+        for values in (vars(part), part._parameters, part._buffers, part._modules)
+    ]
+    try:
+        yield
+    finally:
+        for now, before in kept:
+            for name in now.keys() - before.keys():
+                del now[name]
+            for name, value in before.items():
+                if name not in now or now[name] is not value:
+                    now[name] = value
 
 
 @contextlib.contextmanager

@@ -72,7 +72,8 @@ def measure(
         spectra: Also measure participation ratio and isometry gap of every output.
         jacobian: Also measure singular values of the Jacobian from input to output, and of the
             modules that are named; True names the model's own parts.
-        statistics: Compare running with batch statistics where there is batch normalisation.
+        statistics: Compare running with batch statistics where there is batch normalisation, which
+            takes four forward passes more.
         training: Mode in which to measure; as the module is if None.
         optimizer: Of these parameters, to see how far its next step would go.
         scaler: A ``GradScaler`` by which the loss is multiplied; results are unscaled.
@@ -82,15 +83,27 @@ def measure(
         The report; print it.
 
     Raises:
-        TypeError: If the model is no module.
+        TypeError: If the model is no module, or another argument is of the wrong kind.
         ValueError: If output and targets give no loss, the model cannot be measured as it is, or
             an option is unknown.
     """  # noqa: DOC502
     check_name("level", level, LEVELS)
+    _check_helpers(optimizer, scaler)
     batches = whole_number("batches", batches)
     setting = Setting(loss_fn, level, spectra, training)
     with no_collection():
         return _measured(model, x, y, setting, jacobian, statistics, optimizer, scaler, batches)
+
+
+def _check_helpers(optimizer: Any, scaler: Any) -> None:
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"measure: optimizer= takes one torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if scaler is not None and not hasattr(scaler, "get_scale"):
+        raise TypeError(
+            f"measure: scaler= takes a torch.amp.GradScaler, got {type(scaler).__name__}"
+        )
 
 
 def _measured(
@@ -110,17 +123,29 @@ def _measured(
         setting = replace(setting, factor=float(scaler.get_scale()))
         notes.append(f"loss multiplied by the scaler's {setting.factor:g}; results are unscaled")
     several = list(batches_of(x, y, batches))
+    given = {
+        "optimizer": optimizer,
+        "spectra": setting.spectra,
+        "level": setting.level == "functions",
+    }
+    if is_stack(model) and (idle := [name for name, value in given.items() if value]):
+        notes.append(f"no effect on networks of several replicas: {', '.join(idle)}")
     found = _stack(model, several, setting) if is_stack(model) else _module(
         anatomy, several, setting, optimizer, distributed
     )  # fmt: skip
     rates = rates_of(found.tables)
     first_x, first_y = several[0]
+    input_faults, target_faults = (sum(map(_faults, parts)) for parts in zip(*several, strict=True))
     diagnosis = diagnose(
-        found.tables, rates, found.prediction, found.loss, _faults(first_x), found.unused
+        found.tables, rates, found.prediction, found.loss, input_faults, found.unused, target_faults
     )
     compared = None
     if statistics:
         compared = _statistics(model, first_x, first_y, setting.loss_fn, notes)
+    if setting.training and (still := [name for name, m in anatomy.parts if not m.training]):
+        count = "1 part was" if len(still) == 1 else f"{len(still)} parts were"
+        which = "the model was" if "" in still else count
+        notes.append(f"{which} in evaluation mode; training=None measures as it is")
     findings = [*diagnosis.findings, *(compared.findings if compared is not None else ())]
     size = sum(p.numel() for p in anatomy.parameters.values())
     facts = Facts(
@@ -159,6 +184,7 @@ def _module(
 ) -> _Found:
     tables, losses, accuracies, notes, words = [], [], [], [], ""
     unused: set[str] | None = None
+    left_out: set[str] = set()
     for x, y in several:
         found = one_pass(anatomy, x, y, setting)
         if distributed:
@@ -176,6 +202,8 @@ def _module(
         absent = {name for name, g in found.gradients.items() if g is None}
         unused = absent if unused is None else unused & absent
         words = found.words
+        left_out |= found.left_out
+    notes += [f"calls that {what} have no rows" for what in sorted(left_out)]
     table, spreads = averaged(tables)
     if table is not None and len(tables) > sum(t.name == tables[0].name for t in tables):
         notes.append("batches with other calls than the first are left out of the averages")
@@ -214,7 +242,12 @@ def _statistics(
 ) -> Statistics | None:
     """Running against batch statistics; None without batch normalisation."""
     if not is_stack(model):
-        return compare(model, x, y, loss_fn)
+        try:
+            return compare(model, x, y, loss_fn)
+        except Exception as error:  # whatever the reader's network raises in evaluation mode only
+            why = f"{type(error).__name__}: {error}"
+            notes.append(f"running averages are not compared with those of the batch, {why}")
+            return None
     if averaging(model):
         notes.append(
             "running averages are not compared with batch statistics in networks of several "
@@ -228,13 +261,16 @@ def _jacobian(
 ) -> dict[str, Spectrum] | None:
     if wanted is False:
         return None
+    if isinstance(wanted, str):
+        wanted = [wanted]
     names = None if isinstance(wanted, bool) else list(wanted)
     return jacobian_spectra(model, x, names, training=training)
 
 
 def _faults(x: Any) -> int:
-    """Nan and infinite entries of an input."""
-    return sum(int((~t.isfinite()).sum()) for t in tensors_of(x) if t.is_floating_point())
+    """Nan and infinite entries of an input or of targets."""
+    found = (t.to_dense() if t.is_sparse or t.is_sparse_csr else t for t in tensors_of(x))
+    return sum(int((~t.isfinite()).sum()) for t in found if t.is_floating_point())
 
 
 def _mode(model: nn.Module, training: bool | None) -> str:

@@ -18,6 +18,7 @@ from bnmlp.theory import explosion_rate_bounds, gaussian_explosion_rate
 from bnmlp.theory.meanfield import chi, gradient_growth, length_map
 
 PROBED = 12  # weight matrices that are looked at, spread evenly over the depth
+LEAST = 4  # pairs of layers of a chain that may have another head
 LARGEST = 1024  # samples or features beyond which ranks and spectra are not computed
 MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu", nn.Tanh: "tanh", nn.SELU: "selu", nn.Identity: "identity",
@@ -140,12 +141,14 @@ def chain_of(table: Table, x: object) -> Chain:
         return chain
     linears = [table.modules[i] for i in places]
     between = [_roles(table, a, b) for a, b in zip(places[:-1], places[1:], strict=True)]
+    if len(between) > LEAST and _differ(between[1], between[-1]):
+        between.pop()  # a head of another kind changes no rate of the layers before it
     if any(isinstance(roles, str) for roles in between):
         chain.trouble = next(roles for roles in between if isinstance(roles, str))
         return chain
     inner = [roles for roles in between[1:] if not isinstance(roles, str)]
     first = inner[0]
-    if any(roles[:3] != first[:3] for roles in inner):
+    if any(_differ(first, roles) for roles in inner):
         chain.trouble = "layers differ in their normalisation or activation"
         return chain
     chain.norm, chain.before, chain.label, chain.activation = first[:4]
@@ -376,6 +379,10 @@ def _trouble(table: Table, places: np.ndarray) -> str | None:
     if unseen is not None:
         return f"something that is no module acts before {table.name[unseen]}"
     return None
+
+
+def _differ(a: "Roles | str", b: "Roles | str") -> bool:
+    return isinstance(a, str) or isinstance(b, str) or a[:3] != b[:3]
 
 
 class Roles(NamedTuple):

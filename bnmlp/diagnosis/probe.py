@@ -32,6 +32,7 @@ class Pass:
         words: What the loss is.
         accuracy: Share of labels that are right, or None.
         careful: Whether numbers are in float64 and what is not finite was counted.
+        left_out: What calls do that have no rows, in words.
     """
 
     rows: list[Row]
@@ -41,6 +42,7 @@ class Pass:
     words: str
     accuracy: Tensor | None
     careful: bool
+    left_out: frozenset[str] = frozenset()
 
     @cached_property
     def norms(self) -> np.ndarray:
@@ -112,8 +114,9 @@ def _attempt(
         with recorder.backward():
             gradients = _gradients(score.loss, parameters, scale, recorder.unlinked)
     return Pass(
-        recorder.rows, gradients, scale, score.loss.detach(), score.words, score.accuracy, careful
-    )
+        recorder.rows, gradients, scale, score.loss.detach(), score.words, score.accuracy, careful,
+        frozenset(recorder.left_out),
+    )  # fmt: skip
 
 
 def _natural_scale(loss: Tensor, output: Tensor | None) -> float:

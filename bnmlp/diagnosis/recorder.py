@@ -124,6 +124,8 @@ class _Station:
 class Recorder:
     """Hooks on a module's parts that fill :attr:`rows` while :attr:`forwards` is on.
 
+    Some calls have no rows, such as those under ``torch.vmap``: :attr:`left_out` says what they do.
+
     Args:
         anatomy: Of the module.
         level: ``"layers"``: a row for each call of a module that multiplies with a matrix;
@@ -145,6 +147,7 @@ class Recorder:
         self.anatomy, self.level, self.careful, self.spectra = anatomy, level, careful, spectra
         self.rows: list[Row] = []
         self.forwards = self.backwards = False
+        self.left_out: set[str] = set()
         self._calls: dict[str, int] = {}
         self._inside: list[tuple[str, int]] = []  # modules with parts that are running, first row
         self._last: tuple[Tensor, Row] | None = None
@@ -260,7 +263,11 @@ class Recorder:
 
     def _record(self, station: _Station, given: tuple[Any, ...], output: Any) -> None:
         value = output if type(output) is Tensor else first_tensor(output)
+        if value is not None and value.is_complex():
+            self.left_out.add("return complex numbers")
         if value is None or not value.is_floating_point() or value.numel() == 0:
+            return
+        if self.hidden(value):
             return
         with undisturbed():
             if station.last_axis is not None:  # others keep the layout of what they are given
@@ -362,6 +369,13 @@ class Recorder:
     def _numbered(self, name: str) -> str:
         times = self._calls[name] = self._calls.get(name, 0) + 1
         return name if times == 1 else f"{name}#{times}"
+
+    def hidden(self, value: Tensor) -> bool:
+        """Whether a value is one of many that ``torch.vmap`` computes together: it has no row."""
+        if not torch._C._functorch.is_functorch_wrapped_tensor(value):
+            return False
+        self.left_out.add("run under torch.vmap or another transform")
+        return True
 
     def follows(self, given: tuple[Any, ...]) -> bool:
         """Whether what a call is given is what the call before it put out."""

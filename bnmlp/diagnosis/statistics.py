@@ -34,16 +34,17 @@ from bnmlp.measurements.recalibration import (
     before_calls,
     call_module,
     moments,
-    recalibrate_module,
+    output_behind,
     tracking,
     without_compiler,
 )
 from bnmlp.networks.losses import default_loss, right_labels
-from bnmlp.networks.protocol import averages_kept
 from bnmlp.networks.wrappers import unwrapped
 
 PARTS = 16  # of the samples, whose losses tell how sure a difference is
 SURE = 4.0  # standard errors
+ALONE, ALIKE = 2, 1e-2  # samples whose output alone is compared, and how close it has to be
+UNCOUNTED = "the input has no tensor that counts samples"
 WORSE = 0.1  # share by which a loss or an accuracy has to change to be worth a word
 
 
@@ -68,7 +69,8 @@ class Statistics:
             samples) with ``_batch``, ``_running`` and ``_recalibrated`` statistics; ``unscored``,
             why there is no loss, if so; ``spread_lost`` in evaluation, nats, and
             ``spread_lost_predicted``; ``assumption`` of the theory that fails, in words; ``sure``,
-            standard errors by which recalibration lowers the loss.
+            standard errors by which recalibration lowers the loss; ``not_recalibrated``, why there
+            are no such averages, if so.
         findings: The worst first.
     """
 
@@ -134,15 +136,18 @@ def compare(
     with everything_kept(model, training=False), without_compiler():
         with watched(norms) as path:  # first, so that what moments compute counts as the norm's
             evaluated, running = _pass(model, norms, x)
+        why = _inseparable(model, x, running) if calibration is None else None
         trained, batch = _pass_in_training(model, norms, x, evaluated)
-        fresh = _recalibrated(model, x, calibration)
+        fresh = None
+        if why is None:
+            fresh, why = _recalibrated(model, x, calibration)
         outputs = {"batch": batch, "running": running, "recalibrated": fresh}
         scores, unscored = _scores(outputs, y, samples_of(x) or 0, loss_fn)
     called = [norm for norm, _ in evaluated]
     rows = averages_table(model, evaluated, trained)
     told = prediction(called, rows, path)
     _add_predictions(rows, told)
-    summary = _summary(scores, told) | {"unscored": unscored}
+    summary = _summary(scores, told) | {"unscored": unscored, "not_recalibrated": why}
     findings = findings_of_averages(rows, called)
     made = all(row["never_updated"] for row in rows)
     if made and not _has_learnt(summary, y):  # a network that was just made: nothing is lost
@@ -172,33 +177,61 @@ def _pass_in_training(
     """The same with norms in training mode, unless one would normalise a single number."""
     if any(seen.count < 2 and not isinstance(n, INSTANCE_NORMS) for n, seen in evaluated):
         return None, None
-    with averages_kept(model):
-        for norm in norms:
-            norm.training = True
-        return _pass(model, norms, x)
+    for norm in norms:
+        norm.training = True
+    found = _pass(model, norms, x)
+    for norm in norms:
+        norm.training = False
+    return found
 
 
-def _recalibrated(model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] | None) -> Any:
-    """The output with statistics of other samples; None where there are too few."""
+def _inseparable(model: nn.Module, x: Any, output: Any) -> str | None:
+    """Why some samples cannot be judged without the others, in evaluation; None if they can."""
     n = samples_of(x) or 0
+    if n < 2:
+        return UNCOUNTED if n < 1 else "there is one sample"
+    try:
+        if _apart(model, x, output, torch.arange(0, n, 2)[:ALONE], n):
+            return None
+    except Exception as error:  # a size that is built in, or nodes of a graph
+        return f"some samples cannot be taken alone ({type(error).__name__})"
+    return "samples have a part in each other's output, as in a graph"
+
+
+def _recalibrated(
+    model: nn.Module, x: Any, calibration: Tensor | Iterable[Any] | None
+) -> tuple[Any, str | None]:
+    """The output with statistics of other samples; None where there is none, and why."""
     if calibration is not None:
         batches = [calibration] if isinstance(calibration, Tensor) else calibration
-        return _output_behind(model, batches, x)
+        return output_behind(model, batches, x), None
+    n = samples_of(x) or 0
     halves = torch.arange(0, n, 2), torch.arange(1, n, 2)
     try:
         parts = [
-            (judged, _output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
+            (judged, output_behind(model, [(sliced(x, others, n),)], sliced(x, judged, n)))
             for judged, others in (halves, halves[::-1])
         ]
-    except (ValueError, RuntimeError):  # too few samples, or a size of batch that is built in
-        return None
-    return joined(parts, n)
+    except Exception as error:  # too few samples, or a size that is built in
+        return None, f"half of the samples cannot be taken alone ({type(error).__name__})"
+    return joined(parts, n), None
 
 
-def _output_behind(model: nn.Module, batches: Iterable[Any], x: Any) -> Any:
-    with averages_kept(model):
-        recalibrate_module(model, batches)
-        return call_module(model, x)
+def _apart(model: Any, x: Any, output: Any, index: Tensor, n: int) -> bool:
+    """Whether samples have no part in each other's output: not nodes of a graph, nor words."""
+    some = sliced(x, index, n)
+    alone, together = logits_of(call_module(model, some)), logits_of(sliced(output, index, n))
+    if alone is None or together is None or not alone.ndim or alone.shape != together.shape:
+        return True  # no output for each sample, which scoring will say
+    if _alike(alone, together):
+        return True
+    again = logits_of(call_module(model, some))  # a network that draws differs from itself
+    return again is not None and not _alike(alone, again)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    size = torch.nan_to_num(b, 0.0, 0.0, 0.0).abs().max()
+    return torch.allclose(a, b, 0.0, ALIKE * float(size), equal_nan=True)
 
 
 def _logits(output: Any, n: int) -> Tensor:
@@ -215,6 +248,8 @@ def _scores(
     outputs: dict[str, Any], y: Any, n: int, loss_fn: LossFunction | None
 ) -> tuple[dict[str, _Score], str | None]:
     """Scores by name, without losses where these cannot be had, and why not."""
+    if n < 1:
+        return dict.fromkeys(outputs, _Score()), UNCOUNTED
     try:
         return {name: _score(found, y, n, loss_fn) for name, found in outputs.items()}, None
     except _UnscoredError as error:

@@ -106,7 +106,7 @@ def table_of(found: Pass, weights: Weights, steps: np.ndarray | None = None) -> 
 
 
 def averaged(tables: Sequence[Table]) -> tuple[Table, dict[str, np.ndarray]]:
-    """The mean over batches of every column, and the standard deviation of some.
+    """The mean over batches of every column, of faults their sum, and standard deviations of some.
 
     Args:
         tables: Of one network; those with other calls than the first are left out.
@@ -118,6 +118,7 @@ def averaged(tables: Sequence[Table]) -> tuple[Table, dict[str, np.ndarray]]:
     alike = [table for table in tables if table.name == first.name]
     stacked = {k: np.stack([table[k] for table in alike]) for k in COLUMNS}
     means = {k: v[0] if len(alike) == 1 else v.mean(0) for k, v in stacked.items()}
+    means |= {k: stacked[k].sum(0) for k in ("output_faults", "gradient_faults")}
     spread = {
         k: v.std(0, ddof=1) if len(alike) > 1 else np.zeros(len(first))
         for k, v in stacked.items()
@@ -143,7 +144,9 @@ def spread_of_rates(tables: Sequence[Table]) -> float:
 def _outputs(found: Pass, columns: dict[str, np.ndarray]) -> None:
     rows, norm = found.rows, found.norms
     total = numbers([row.total for row in rows]).numpy()
-    mean = numbers([row.mean for row in rows]).numpy()
+    positions = [i for i, row in enumerate(rows) if row.mean is not row.total]
+    mean = total.copy()
+    mean[positions] = numbers([rows[i].mean for i in positions]).numpy()
     size = np.array([row.shape.numel() for row in rows]).astype(float)
     n = np.array([row.shape[0] if len(row.shape) > 1 else 1 for row in rows]).astype(float)
     per_feature = size / np.array(

@@ -1,6 +1,7 @@
 """What an optimiser's next step would do, without taking it."""
 
 import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -31,8 +32,14 @@ def update_norms(
         Lengths, nan for parameters that the optimiser does not have. Shape ``(P,)``.
 
     Raises:
-        ValueError: If it has none of the module's parameters.
+        ValueError: If it has none of the module's parameters, or its step takes a closure.
     """
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"measure: a step of {type(optimizer).__name__} evaluates the loss several times "
+            "through a closure, so it has no length before it is taken; leave optimizer= out"
+        )
     memo: dict[int, object] = {}
     trial = copy.deepcopy(optimizer, memo)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}

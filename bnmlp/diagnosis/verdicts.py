@@ -23,12 +23,20 @@ ALIGNED, ONE = 0.99, 0.999  # mean cosines of samples: nearly, and all but one d
 DEAD = 0.75  # share of features of a rectifier; where samples align it is near a half
 CLOSE = 3.0  # nats to overflow
 
-SKIP = (
-    "Put a skip connection around every block: networks of this kind train at 40 layers with it",
-    "history/mlps-to-forty-layers",
+CHAIN = (
+    "Put a skip connection around every block; or keep the chain, with tanh in place of ReLU, "
+    "orthogonal weights and gains that fall with the layer: bnmlp.orthogonal_(model), "
+    "bnmlp.shape_(model, 0.4)",
+    "practice/measure-your-network",
 )
+CALM = (
+    "Divide the last matrix of each of the L branches by the root of L: what they add up to is "
+    "then no larger than the stream",
+    "practice/measure-your-network",
+)
+BRANCHES = 8  # from which on their number matters
 ADVICE = {
-    "relu-batch": SKIP,
+    "relu-batch": CHAIN,
     "linear-gaussian": (
         "Start from orthogonal weights (bnmlp.haar_orthogonal): gradients stay level",
         "initialisation/gradients-depth",
@@ -96,6 +104,7 @@ def diagnose(
     loss: float,
     input_faults: int = 0,
     unused: Sequence[str] = (),
+    target_faults: int = 0,
 ) -> Diagnosis:
     """Everything that the tables support.
 
@@ -106,14 +115,15 @@ def diagnose(
         loss: Its value.
         input_faults: Nan and infinite entries of the input.
         unused: Names of parameters that the loss does not depend on.
+        target_faults: Nan and infinite entries of the targets.
 
     Returns:
         Findings, and what stays undecided.
     """
     found = Diagnosis()
-    _not_finite(found, tables, loss, input_faults)
+    _not_finite(found, tables, loss, input_faults, target_faults)
     _gradients(found, tables, rates, prediction)
-    _signals(found, rates, prediction)
+    _signals(found, tables, rates, prediction)
     _aligned(found, tables, prediction)
     for check in (_dead, _zero, _headroom):
         check(found, tables)
@@ -128,7 +138,9 @@ def diagnose(
     return found
 
 
-def _not_finite(found: Diagnosis, tables: Sequence[Table], loss: float, input_faults: int) -> None:
+def _not_finite(
+    found: Diagnosis, tables: Sequence[Table], loss: float, input_faults: int, target_faults: int
+) -> None:
     if input_faults:
         found.findings.append(
             Finding("input-not-finite", "broken",
@@ -138,6 +150,8 @@ def _not_finite(found: Diagnosis, tables: Sequence[Table], loss: float, input_fa
     for r, table in enumerate(tables):
         which = f" of replica {r}" if len(tables) > 1 else ""
         for column, kind, what, first in _FAULTS:
+            if column == "gradient_faults" and not math.isfinite(loss):
+                continue  # where the loss is not finite they cannot be, either
             bad = np.flatnonzero(table[column] > 0)
             if not len(bad):
                 continue
@@ -152,9 +166,11 @@ def _not_finite(found: Diagnosis, tables: Sequence[Table], loss: float, input_fa
             found.findings.append(Finding(kind, "broken", sentence, evidence))
             break  # the rest follows from it
     if not math.isfinite(loss) and not found.findings:
+        cause = f": the targets hold {target_faults} values that are not" if target_faults else ""
         found.findings.append(
             Finding("loss-not-finite", "broken",
-                    f"The loss is {loss}, though every output is finite.", {"loss": str(loss)})
+                    f"The loss is {loss}, though every output is finite{cause}.",
+                    {"loss": str(loss), "targets": target_faults})
         )  # fmt: skip
 
 
@@ -172,9 +188,7 @@ def _gradients(
     if rate is None:
         rate, other = other, None
     if rate is None:
-        found.undecided.append(
-            "No verdict on gradients: no layer has one that is finite and not zero"
-        )
+        found.undecided.append(f"No verdict on gradients: {_without_rate(tables)}")
         return
     grows = _matters(rate) and (other is None or other.low > 0)
     shrinks = _matters(rate, -1) and (other is None or other.high < 0)
@@ -182,10 +196,11 @@ def _gradients(
         found.undecided.append(_undecided("gradients", "towards the input", rate, other))
         return
     kind, word = ("gradient-explosion", "explode") if grows else ("gradient-vanishing", "vanish")
+    against = "weights" if rates["weights"] is rate else "what layers put out"
     sentence = (
-        f"Gradients {word}: relative to weights they {'grow' if grows else 'shrink'} by "
+        f"Gradients {word}: relative to {against} they {'grow' if grows else 'shrink'} by "
         f"{_rate(rate)} per layer towards the input, {_fold(rate.total)} over {rate.layers} layers"
-        f"{_left_out(rate)}; {_theory(rate, prediction)}."
+        f"{_recurrent(tables)}{_left_out(rate)}; {_theory(rate, prediction)}."
     )
     advice, chapter = _advice(prediction, grows)
     evidence = {"rate": rate.to_dict(), "at_outputs": other.to_dict() if other else None,
@@ -194,7 +209,9 @@ def _gradients(
     found.findings.append(Finding(kind, "serious", sentence, evidence, advice, chapter))
 
 
-def _signals(found: Diagnosis, rates: dict[str, Rate | None], prediction: Prediction) -> None:
+def _signals(
+    found: Diagnosis, tables: Sequence[Table], rates: dict[str, Rate | None], prediction: Prediction
+) -> None:
     rate = rates["signals"]
     if rate is None:
         return
@@ -209,18 +226,25 @@ def _signals(found: Diagnosis, rates: dict[str, Rate | None], prediction: Predic
         f"{'grows' if grows else 'shrinks'} by {_rate(rate)} per layer, {_fold(rate.total)} over "
         f"{rate.layers} layers{_left_out(rate)}."
     )
-    known = prediction.rule == "mean-field"
-    advice, chapter = CRITICAL if known else (None, None)
+    advice, chapter = CRITICAL if _has_critical_value(prediction) else (None, None)
+    if grows and all(map(_is_bare_stream, tables)):
+        advice, chapter = CALM
     found.findings.append(
         Finding(kind, "serious", sentence, {"rate": rate.to_dict()}, advice, chapter)
     )
+
+
+def _is_bare_stream(table: Table) -> bool:
+    """Whether many branches are added to a stream, and nothing is normalised."""
+    sums = int((~np.isnan(table["branch_over_stream"])).sum())
+    return sums >= BRANCHES and not any("norm" in kind.lower() for kind in table.kind)
 
 
 def _aligned(found: Diagnosis, tables: Sequence[Table], prediction: Prediction) -> None:
     """Samples that differ at the input and not before the last layer."""
     for r, table in enumerate(tables):
         places = table.layers
-        if len(places) < LEAST:
+        if len(places) < LEAST or (table["dead"] == 1).any():  # that is why, and has a finding
             continue
         cosine = table["cosine"][places]
         last = cosine[-max(2, len(places) // 10) - 1 : -1]
@@ -264,14 +288,29 @@ def _zero(found: Diagnosis, tables: Sequence[Table]) -> None:
         if not len(zero):
             continue
         empty = [table.name[i] for i in places if table["weight_norm"][i] == 0]
-        cause = f"; the weight of {_some(empty)} is all zeros" if empty else ""
+        cause = f"; the weight of {_some(empty)} is all zeros" if empty else _off(table)
+        flat = _is_flat(table)
+        if flat:
+            cause = "; so is the slope of the loss in the output: it is flat there, or saturated"
         sentence = (
             f"Gradients{_of_replica(r, tables)} are exactly zero at {len(zero)} of {len(places)} "
             f"layers: {_some([table.name[i] for i in zero])}{cause}."
         )
         evidence = {"layers": [table.name[i] for i in zero], "zero_weights": empty}
-        severity: Severity = "note" if empty else "serious"
+        severity: Severity = "note" if empty or flat else "serious"
         found.findings.append(Finding("zero-gradients", severity, sentence, evidence))
+
+
+def _off(table: Table) -> str:
+    """Rectifiers that are zero for every sample, in words."""
+    off = [table.name[i] for i in np.flatnonzero(table["dead"] == 1)]
+    return f"; {_some(off)} {'is' if len(off) == 1 else 'are'} zero for every sample" if off else ""
+
+
+def _is_flat(table: Table) -> bool:
+    """Whether no call's output has a gradient other than zero: the loss itself has none."""
+    known = table["gradient_norm"][np.isfinite(table["gradient_norm"])]
+    return len(known) > 0 and not known.any()
 
 
 def _headroom(found: Diagnosis, tables: Sequence[Table]) -> None:
@@ -318,15 +357,39 @@ def _advice(prediction: Prediction, grows: bool) -> tuple[str | None, str | None
     """What a chapter has tested for exactly this network; nothing elsewhere."""
     if not prediction.applies:
         return None, None
-    if prediction.rule == "mean-field":
+    if _has_critical_value(prediction):
         return CRITICAL
     if not grows:
         return None, None
     if prediction.rule == "activation-batch" and prediction.formula.startswith(("tanh", "sin")):
         return SHAPE
     if prediction.rule == "activation-batch" and prediction.formula.startswith("relu"):
-        return SKIP
+        return CHAIN
     return ADVICE.get(prediction.rule, (None, None))
+
+
+def _without_rate(tables: Sequence[Table]) -> str:
+    layers = max(len(table.layers) for table in tables)
+    if layers > 1:
+        return "no two layers have one that is finite and not zero"
+    count = "1 layer is" if layers else "no layers are"
+    return (
+        f"{count} seen; layers are modules with a matrix of their own, not matrices in a "
+        "ParameterList or an attribute that forward multiplies with"
+    )
+
+
+def _has_critical_value(prediction: Prediction) -> bool:
+    """Whether the chapter has the critical variance of this activation without normalisation."""
+    return prediction.rule == "mean-field" and prediction.formula.startswith(("tanh ", "relu "))
+
+
+def _recurrent(tables: Sequence[Table]) -> str:
+    """That most layers are calls of one weight, if so."""
+    shared = [table["shared"][table.layers] for table in tables]
+    if min(float(np.nanmedian(s)) if np.isfinite(s).any() else 0.0 for s in shared) <= 1:
+        return ""
+    return ", most of them calls of one weight, as the steps of a recurrence are"
 
 
 def _theory(rate: Rate, prediction: Prediction) -> str:

@@ -9,20 +9,20 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnmlp.checks import check_name, whole_number
+from bnmlp.checks import check_module, check_name, whole_number
 from bnmlp.diagnosis.anatomy import Anatomy
 from bnmlp.diagnosis.functions import Functions
 from bnmlp.diagnosis.kept import measuring
 from bnmlp.diagnosis.probe import Pass
 from bnmlp.diagnosis.recorder import LEVELS, Recorder
 from bnmlp.diagnosis.table import COLUMNS, Table, table_of
-from bnmlp.diagnosis.weights import Weights, euclidean, numbers
+from bnmlp.diagnosis.weights import Weights, dense, euclidean, numbers
 from bnmlp.diagnosis.wrappers import dissected
 
 HEAD = ("step", "name", "kind", "shape", "dtype")
@@ -43,14 +43,16 @@ def watch(
     """Append the rows of :func:`bnmlp.measure` to a file along a training run.
 
     A step is a call of the model in training mode with gradients on. At every so many, hooks record
-    that step's own forward and backward pass; in between only steps are counted. Close the watch
-    after training, or use it in a ``with`` statement, which also closes it after an error.
+    that step's own forward and backward pass; in between only steps are counted. Where the model is
+    called several times before one backward pass, rows are those of the recorded call, and
+    gradients of weights those of all. Close the watch after training, or use it in a ``with``
+    statement, which also closes it after an error.
 
     Args:
         model: The module that is trained, or what wraps it for data parallelism.
         every: Steps from one record to the next; the first step is recorded.
-        file: Where rows go: JSON lines if its name ends in ``.jsonl``, or else CSV. Rows are added
-            to those of a file that is there.
+        file: Where rows go: JSON lines if its name ends in ``.jsonl``, ``.ndjson`` or ``.json``,
+            or else CSV. Rows are added to those of a file that is there.
         level: See :func:`bnmlp.measure`.
         start: Number of the first step; by default one record after the last in the file, or zero.
         scaler: A ``GradScaler`` that multiplies the loss; rows are unscaled.
@@ -59,7 +61,9 @@ def watch(
         The watch, running.
 
     Raises:
-        ValueError: If an option is unknown, the file holds other columns, or the model is compiled.
+        TypeError: If the model is no module.
+        ValueError: If an option is unknown, the file holds something else or its folder does not
+            exist, or the model is compiled.
     """  # noqa: DOC502
     return Watch(model, every, file, level, start, scaler)
 
@@ -85,11 +89,12 @@ class Watch:
         scaler: Any,
     ) -> None:
         check_name("level", level, LEVELS)
+        check_module("watch", model)
         if any(hasattr(part, "_orig_mod") or part._compiled_call_impl for part in model.modules()):
             raise ValueError(
                 "watch: a compiled module calls no hooks; call bnmlp.measure at intervals instead"
             )
-        self.anatomy, _, _ = dissected(model)
+        self.anatomy, _, _ = dissected(model, "watch")
         self.every = whole_number("every", every)
         self.file, self.level, self.scaler = Path(file), level, scaler
         last = self._look_at_file()
@@ -123,9 +128,11 @@ class Watch:
         """Before a call of the model: write the last record, perhaps begin the next."""
         if self._idle or measuring() or not (module.training and torch.is_grad_enabled()):
             return
-        self._finish()
         step, self.step = self.step, self.step + 1
-        if (step - self._first) % self.every == 0:
+        due = (step - self._first) % self.every == 0
+        if due or (self._pending is not None and not self._pending.waiting()):
+            self._finish()
+        if due:
             scale = float(self.scaler.get_scale()) if self.scaler is not None else 1.0
             self._pending = _Step(self.anatomy, self.level, step, scale, self._finish)
 
@@ -144,21 +151,36 @@ class Watch:
             warnings.warn(f"watch: stopped, cannot write {self.file}: {error}", stacklevel=2)
 
     def _look_at_file(self) -> int | None:
-        """The last step in the file; a line that was cut off is removed."""
+        """The last step in the file; a line that was cut off is removed, if the rest is ours."""
+        if self.file.is_dir() or not self.file.parent.is_dir():
+            raise ValueError(f"watch: {self.file} cannot be a file; is its folder there?")
         if not self.file.exists() or not self.file.stat().st_size:
             return None
         content = self.file.read_bytes()
-        if not content.endswith(b"\n"):
-            content = content[: content.rfind(b"\n") + 1]
-            self.file.write_bytes(content)
-        lines = content.decode("utf8").splitlines()
-        if not lines:
-            return None
-        if self._is_json():
-            return int(json.loads(lines[-1])["step"])
-        if tuple(next(csv.reader(lines[:1]))) != (*HEAD, *KEPT):
-            raise ValueError(f"watch: {self.file} holds other columns; give another file")
-        return int(next(csv.reader(lines[-1:]))[0]) if len(lines) > 1 else None
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole.decode("utf8", errors="replace").splitlines()
+        last = self._last_step(lines) if lines else None
+        if len(whole) < len(content) and (lines or content.startswith(self._start())):
+            self.file.write_bytes(whole)
+        elif len(whole) < len(content):
+            self._refuse_file()
+        return last
+
+    def _start(self) -> bytes:
+        return b'{"step"' if self._is_json() else b"step,"
+
+    def _last_step(self, lines: list[str]) -> int | None:
+        try:
+            if self._is_json():
+                return int(json.loads(lines[-1])["step"])
+            if tuple(next(csv.reader(lines[:1]))) != (*HEAD, *KEPT):
+                self._refuse_file()
+            return int(next(csv.reader(lines[-1:]))[0]) if len(lines) > 1 else None
+        except (ValueError, TypeError, LookupError):
+            self._refuse_file()
+
+    def _refuse_file(self) -> NoReturn:
+        raise ValueError(f"watch: {self.file} holds other columns; give another file")
 
     def _is_json(self) -> bool:
         return self.file.suffix in (".jsonl", ".json", ".ndjson")
@@ -201,6 +223,7 @@ class _Step:
         self.parameters = anatomy.parameters
         self.measured: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.handles: list[Any] = []
+        self.returned = False
         self.recorder.attach()
         for name, p in self.parameters.items():
             if p.requires_grad:
@@ -210,9 +233,14 @@ class _Step:
         if self.mode is not None:
             self.mode.__enter__()
 
+    def waiting(self) -> bool:
+        """Whether the call went well and no gradient has come yet: others may be called before."""
+        return self.returned and not self.measured
+
     def _leave(self, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         """After the call, also if it failed."""
         if self.recorder.forwards:
+            self.returned = output is not None
             self.recorder.forwards, self.recorder.backwards = False, True
             if self.mode is not None:
                 self.mode.__exit__(None, None, None)
@@ -221,7 +249,7 @@ class _Step:
         def measured(gradient: Tensor) -> None:
             if not self.measured:  # at the end of this backward pass
                 torch.autograd.Variable._execution_engine.queue_callback(self.done)
-            w, g = (self.recorder.wide(t.detach()) for t in (p, gradient))
+            w, g = (self.recorder.wide(t.detach()) for t in (p, dense(gradient)))
             self.measured[name] = (
                 euclidean(w),
                 euclidean(g),
@@ -236,7 +264,7 @@ class _Step:
         self.recorder.detach()
         for handle in self.handles:
             handle.remove()
-        if not rows or not self.measured:
+        if not self.measured or all(row.gradient is None for row in rows):
             return None
         found = Pass(rows, {}, self.scale, torch.tensor(math.nan), "", None, careful=False)
         return table_of(found, self._weights())

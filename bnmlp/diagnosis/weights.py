@@ -61,7 +61,7 @@ def weights_of(
     """
     names = list(parameters)
     values = [parameters[name].detach() for name in names]
-    found = [gradients.get(name) for name in names]
+    found = [None if g is None else dense(g) for g in map(gradients.get, names)]
     sizes = np.full((3, len(names)), np.nan)
     faults = np.zeros((2, len(names)), dtype=np.int64)
     again = [i for i, name in enumerate(names) if id(parameters[name]) in wanted]
@@ -85,6 +85,11 @@ def weights_of(
         sizes[2],
         faults,
     )
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient as it is, or as an ordinary tensor where an embedding has ``sparse=True``."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _together(

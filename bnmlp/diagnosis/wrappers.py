@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from bnmlp.checks import check_module
 from bnmlp.diagnosis.anatomy import Anatomy, anatomy_of
 from bnmlp.networks.protocol import One
 from bnmlp.networks.wrappers import unwrapped
@@ -14,11 +14,12 @@ from bnmlp.networks.wrappers import unwrapped
 SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DTensor")
 
 
-def dissected(model: nn.Module) -> tuple[Anatomy, list[str], bool]:
+def dissected(model: nn.Module, what: str = "measure") -> tuple[Anatomy, list[str], bool]:
     """The module that people mean, without compilation and data parallelism.
 
     Args:
         model: As it is used in training.
+        what: The function that takes it, for messages.
 
     Returns:
         The module's anatomy, what was taken off in words, and whether gradients are to be averaged
@@ -28,13 +29,12 @@ def dissected(model: nn.Module) -> tuple[Anatomy, list[str], bool]:
         TypeError: If it is no module.
         ValueError: If it cannot be measured as it is: sharded, scripted or without its parameters.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"measure: expected a module, got {type(model).__name__}")
+    check_module(what, model, ())
     model, off = unwrapped(model)
     notes = [_words(wrapper) for wrapper in off]
     distributed = any(isinstance(wrapper, DistributedDataParallel) for wrapper in off)
     anatomy = anatomy_of(model.module if isinstance(model, One) else model)
-    _refuse(anatomy)
+    _refuse(anatomy, what)
     if any(part._compiled_call_impl for _, part in anatomy.parts):
         notes.append("compiled in place; measured as written, without compilation")
     return anatomy, notes, distributed
@@ -51,23 +51,20 @@ def _words(wrapper: nn.Module) -> str:
     return "compiled by torch.compile; measured as written, without compilation"
 
 
-def _refuse(anatomy: Anatomy) -> None:
+def _refuse(anatomy: Anatomy, what: str) -> None:
     classes = {type(part) for _, part in anatomy.parts}
     kinds = {base.__name__ for kind in classes for base in kind.__mro__}
     kinds |= {kind.__name__ for kind in {type(p) for p in anatomy.parameters.values()}}
     if found := next((kind for kind in SHARDED if kind in kinds), None):
         raise ValueError(
-            f"measure: parameters are sharded ({found}), so no process has a whole gradient; "
+            f"{what}: parameters are sharded ({found}), so no process has a whole gradient; "
             "measure the module before it is sharded, or a copy that has loaded its full state"
         )
-    if isinstance(anatomy.module, torch.jit.ScriptModule):
-        raise ValueError("measure: a scripted module shows none of its calls; measure its source")
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in anatomy.parameters.values()):
-        raise ValueError(
-            "measure: lazy modules have no parameters yet; run the network once, then measure it"
-        )
+    check_module(what, anatomy.module, anatomy.parts)
+    if any(nn.parameter.is_lazy(p) for p in anatomy.parameters.values()):
+        raise ValueError(f"{what}: lazy modules have no parameters yet; run the network once first")
     if any(p.is_meta for p in anatomy.parameters.values()):
-        raise ValueError("measure: parameters on the device 'meta' hold no numbers")
+        raise ValueError(f"{what}: parameters on the device 'meta' hold no numbers")
 
 
 def averaged_over_processes(

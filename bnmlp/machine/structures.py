@@ -1,5 +1,7 @@
-"""Tensors in what networks take and return: tuples, lists, mappings, packed sequences, nested."""
+"""Tensors in what networks take and return: tuples, mappings, data classes, packed sequences."""
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,6 +101,17 @@ def _leaves(value: Any) -> Iterator[Leaf]:
     elif isinstance(value, (Mapping, tuple, list)):
         for part in value.values() if isinstance(value, Mapping) else value:
             yield from _leaves(part)
+    elif _is_data(value):
+        for name in _fields(value):
+            yield from _leaves(getattr(value, name))
+
+
+def _is_data(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _fields(value: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
 
 
 def _rebuilt(value: Any, of_leaf: Callable[[Any], Any]) -> Any:
@@ -114,6 +127,11 @@ def _rebuilt(value: Any, of_leaf: Callable[[Any], Any]) -> Any:
     if isinstance(value, (tuple, list)):
         found = [_rebuilt(part, of_leaf) for part in value]
         return value._make(found) if hasattr(value, "_make") else type(value)(found)
+    if _is_data(value):
+        twin = copy.copy(value)
+        for name in _fields(value):  # frozen ones too, and without running their checks again
+            object.__setattr__(twin, name, _rebuilt(getattr(value, name), of_leaf))
+        return twin
     return value
 
 

@@ -4,11 +4,14 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import Dataset
 
+from bnmlp.checks import check_module
 from bnmlp.layers.activations import activation_parts
 from bnmlp.layers.normalization import refuse_single_sample
 from bnmlp.layers.seeds import random_order
@@ -140,10 +143,20 @@ def recalibrate(
         exact: Whether several batches count as one, see above.
 
     Raises:
+        TypeError: If the data are no tensors.
         ValueError: If a module keeps no running averages (the networks of this package stay as
             they are then), there are no samples or a single one would be centred, they do not fit
             the model, or statistics are not finite. Nothing has changed then.
     """
+    check_module("recalibrate", model)
+    if not isinstance(data, Iterable) or isinstance(data, (np.ndarray, Dataset)):
+        raise TypeError(
+            f"recalibrate: expected a tensor of samples or batches of them, got "
+            f"{type(data).__name__}; torch.as_tensor makes one of an array, DataLoader batches of "
+            "a dataset"
+        )
+    if any(value.is_meta for value in model.buffers()):
+        raise ValueError("recalibrate: averages on the device 'meta' hold no numbers")
     if isinstance(model, BNMLP):
         if model.norm == "batch":
             samples = data if isinstance(data, Tensor) else _joined(data)

@@ -1,13 +1,12 @@
 """Gradient norms of every layer and the rate at which they grow towards the input."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bnmlp.machine.modes import ordinary, outside_modes
 from bnmlp.machine.precision import float64
@@ -113,7 +112,9 @@ def deep_gradient_norms(
     def weights_of(layers: range) -> list[Tensor]:
         return [w.to(x.device) for w in model.draw_weights(layers)]
 
-    def bar(segments: range) -> tqdm:
+    def bar(segments: range) -> Iterable[int]:
+        from tqdm import tqdm
+
         return tqdm(segments, disable=hidden, unit="segment", leave=False)
 
     logs, lost = _record(model, x, labels, weights_of, progress=bar)

@@ -100,7 +100,9 @@ def _gap_by_series(x: Tensor) -> Tensor:
 def _gap_by_elimination(x: Tensor) -> Tensor:
     """Gap from a triangular factor, nan where that may miss nine digits. Shape ``(m,)``."""
     d, n = x.shape[-2:]
-    factor = torch.linalg.lu_factor_ex(x)[0] if d == n else torch.linalg.qr(x.mT, mode="r")[1]
+    # MKL's elimination on several threads is wrong for large matrices after set_num_threads.
+    elimination = d == n and (x.is_cuda or torch.get_num_threads() == 1)
+    factor = torch.linalg.lu_factor_ex(x)[0] if elimination else torch.linalg.qr(x.mT, mode="r")[1]
     pivots = factor.diagonal(dim1=-2, dim2=-1).abs()  # product: the volume of the rows
     mean = torch.linalg.vecdot(x, x).sum(-1) / d
     gap = mean.log() - 2 * pivots.log().mean(-1)

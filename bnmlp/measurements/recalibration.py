@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.linalg import vector_norm
 from torch.nn.utils.rnn import PackedSequence
 
 from bnmlp.layers.normalization import refuse_single_sample
 from bnmlp.machine.precision import float64
 from bnmlp.machine.randomness import random_state_kept
-from bnmlp.machine.structures import applied, moved
+from bnmlp.machine.structures import applied, mapped, moved
 from bnmlp.networks.protocol import averages_kept, averaging
 from bnmlp.networks.wrappers import unwrapped
 
 MANY = 36  # positions, from which sums over them are worth while
+FEW = 1024  # samples; one running sum over more loses digits
 FAR = 10.0  # squared mean in units of the variance, up to which the variance is a difference
 NORMS = nn.modules.batchnorm._NormBase  # batch norms, synchronised ones too, and instance norms
 INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
@@ -53,10 +55,11 @@ class Moments:
             The pooled moments.
         """
         share = other.count / (self.count + other.count)
-        gap = other.mean - self.mean
-        var = torch.lerp(self.var, other.var, share)
+        mean, var = float64(self.mean), float64(self.var)
+        gap = other.mean - mean
+        var = torch.lerp(var, float64(other.var), share)
         var = var + share * (1 - share) * gap.square() if between else var
-        return Moments(self.count + other.count, self.mean + share * gap, var)
+        return Moments(self.count + other.count, mean + share * gap, var)
 
 
 Norm = Any  # a module with running averages
@@ -87,10 +90,44 @@ def recalibrate_module(module: nn.Module, batches: Iterable[Any], *, exact: bool
             finite, or batches take different ways through the module. Nothing has changed then.
     """
     module, _ = unwrapped(module)
-    norms, own = tracking(module), _keeping_their_own(module)
+    norms, own = _norms_of(module)
     if not norms and not own:
         return
-    batches = list(batches) if isinstance(batches, Iterator) else batches
+    batches = _held(batches)
+    with averages_kept(module, training=False), random_state_kept(), without_compiler():
+        found = _statistics_of(module, norms, own, batches, exact)
+    _refuse_not_finite(module, found)
+    for norm, pooled in found.items():
+        write(norm, pooled)
+
+
+def output_behind(module: nn.Module, batches: Iterable[Any], x: Any) -> Any:
+    """The output for some samples with the statistics of others, as :func:`recalibrate_module` has.
+
+    Args:
+        module: In evaluation mode, which keeps averages; its buffers and the random state are for
+            the caller to put back.
+        batches: For the statistics.
+        x: What the module is called with.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        ValueError: As there.
+    """
+    norms, own = _norms_of(module)
+    found = _statistics_of(module, norms, own, _held(batches), exact=True)
+    _refuse_not_finite(module, found)
+    for norm, pooled in found.items():
+        write(norm, pooled)
+    return call_module(module, x)
+
+
+def _statistics_of(
+    module: nn.Module, norms: list[Norm], own: list[Norm], batches: Iterable[Any], exact: bool
+) -> Statistics:
+    """Statistics by norm; see :func:`recalibrate_module`. Averages change on the way."""
     several = _number(batches) != 1
     if own and several:
         raise ValueError(
@@ -99,16 +136,11 @@ def recalibrate_module(module: nn.Module, batches: Iterable[Any], *, exact: bool
         )
     samples = _samples_of(own, batches)
     sweep = _staged if exact and several else _at_once
-    with averages_kept(module, training=False), random_state_kept(), without_compiler():
-        with _renewing(own):
-            found, reused = sweep(module, norms, batches, {})
-        if reused:
-            found, _ = sweep(module, norms, batches, {norm: found[norm] for norm in reused})
-        found |= {norm: _renewed(norm, samples) for norm in own}
-    _refuse_not_finite(module, found)
-    for norm, pooled in found.items():
-        norm.running_mean.copy_(pooled.mean)
-        norm.running_var.copy_(pooled.var)
+    with _renewing(own):
+        found, reused = sweep(module, norms, batches, {})
+    if reused:
+        found, _ = sweep(module, norms, batches, {norm: found[norm] for norm in reused})
+    return found | {norm: _renewed(norm, samples) for norm in own}
 
 
 def _at_once(
@@ -134,10 +166,16 @@ def _at_once(
         with before_calls(norms, before), _hooks(n.register_forward_hook(after) for n in norms):
             call_module(module, given)
         for norm, pooled in seen.items():
-            # Read from the buffers: what torch.vmap hands to a hook is gone after the pass.
-            mean, var = (float64(v).clone() for v in (norm.running_mean, norm.running_var))
-            _add(total, norm, Moments(pooled.count, mean, var))
+            _add(total, norm, _lasting(norm, pooled))
     return total, reused
+
+
+def _lasting(norm: Norm, found: Moments) -> Moments:
+    """Moments after a pass: what torch.vmap hands to a hook is gone then, and in the buffers."""
+    if not is_functorch_wrapped_tensor(found.mean):
+        return found
+    mean, var = (float64(v).clone() for v in (norm.running_mean, norm.running_var))
+    return Moments(found.count, mean, var)
 
 
 def _staged(
@@ -213,7 +251,7 @@ def moments(norm: Norm, x: Tensor, least: int = 2) -> Moments:
         least: Numbers that there must be behind a variance.
 
     Returns:
-        Its moments, float64.
+        Its moments.
 
     Raises:
         ValueError: If there are fewer.
@@ -234,9 +272,11 @@ def moments(norm: Norm, x: Tensor, least: int = 2) -> Moments:
 
 def _mean_and_variance(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
     """Of each channel, by what takes less time than torch.var_mean where there is something."""
+    if x.ndim == 2 and len(x) <= FEW and _is_plain(x):
+        return torch.batch_norm_update_stats(x, None, None, 0.0)
     if x.ndim == 2:
         mean = x.mean(0)
-        return float64(mean), float64((x - mean).square().mean(0))
+        return mean, (x - mean).square().mean(0)
     if _are_images(x):
         return _of_images(x, axes)
     var, mean = torch.var_mean(x, axes, correction=0)
@@ -246,13 +286,12 @@ def _mean_and_variance(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
 def _are_images(x: Tensor) -> bool:
     """Whether there are many numbers in a row, and what is computed may be looked at."""
     positions = x.shape[2:].numel()
-    return (
-        x.ndim > 2
-        and MANY <= positions
-        and x.device.type == "cpu"
-        and x.is_contiguous()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
+    return x.ndim > 2 and MANY <= positions and x.is_contiguous() and _is_plain(x)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether operations of the CPU see the numbers themselves."""
+    return x.device.type == "cpu" and not is_functorch_wrapped_tensor(x)
 
 
 def _of_images(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
@@ -313,29 +352,30 @@ def tracking(module: nn.Module) -> list[Norm]:
     Raises:
         ValueError: If one is lazy and has not seen a batch.
     """
-    found: list[Norm] = [m for m in averaging(module) if isinstance(m, NORMS)]
-    if any(nn.parameter.is_lazy(m.running_mean) for m in found):
+    return _norms_of(module)[0]
+
+
+def _norms_of(module: nn.Module) -> tuple[list[Norm], list[Norm]]:
+    """Norms of PyTorch that keep averages, and what else moves its averages by a momentum."""
+    found: list[Norm] = list(averaging(module))
+    norms: list[Norm] = [m for m in found if isinstance(m, NORMS)]
+    if any(nn.parameter.is_lazy(m.running_mean) for m in norms):
         raise ValueError("a lazy norm knows no width yet; put one batch through the module first")
-    return found
-
-
-def _keeping_their_own(module: nn.Module) -> list[Norm]:
-    """Modules that move averages by a momentum and are no norm of PyTorch."""
-    found = [m for m in averaging(module) if not isinstance(m, NORMS)]
-    return [m for m in found if isinstance(getattr(m, "momentum", None), float)]
+    others = (m for m in found if not isinstance(m, NORMS))
+    return norms, [m for m in others if isinstance(getattr(m, "momentum", None), float)]
 
 
 @contextlib.contextmanager
 def _renewing(own: list[Norm]) -> Iterator[None]:
     """One training pass replaces their averages."""
-    momenta = [module.momentum for module in own]
+    kept = [(module, module.training, module.momentum) for module in own]
     try:
         for module in own:
             module.training, module.momentum = True, 1.0
         yield
     finally:
-        for module, momentum in zip(own, momenta, strict=True):
-            module.momentum = momentum
+        for module, training, momentum in kept:
+            module.training, module.momentum = training, momentum
 
 
 def _samples_of(own: list[Norm], batches: Iterable[Any]) -> int:
@@ -367,6 +407,11 @@ def _refuse_not_finite(module: nn.Module, statistics: Statistics) -> None:
             )
 
 
+def _held(batches: Iterable[Any]) -> Iterable[Any]:
+    """Batches that can be had more than once."""
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
 def _number(batches: Iterable[Any]) -> int | None:
     """How many, if they know."""
     try:
@@ -396,10 +441,18 @@ def input_of(batch: Any) -> Any:
 
 
 def call_module(module: nn.Module, given: Any) -> Any:
-    """Call a module, without autograd, with a tensor, a tuple of arguments, or a dict of them."""
+    """Call a module, without autograd, with a tensor, a tuple of arguments, or a dict of them.
+
+    Args:
+        module: Any module.
+        given: Stays as it is, also where the module overwrites what it is given.
+
+    Returns:
+        Whatever it returns.
+    """
     with warnings.catch_warnings():  # checkpointing misses gradients that nobody asks for
         warnings.filterwarnings("ignore", "None of the inputs have requires_grad", UserWarning)
-        return applied(module, given)
+        return applied(module, mapped(given, torch.clone))
 
 
 def without_compiler() -> contextlib.AbstractContextManager[Any]:

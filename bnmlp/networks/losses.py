@@ -9,6 +9,8 @@ from torch import Tensor
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import Network, batch_of, without_dropout
 
+IGNORED = -100  # the label that PyTorch's cross entropy leaves out
+
 
 def default_loss(output: Tensor, y: Any) -> tuple[Tensor, str]:
     """The loss that targets suggest: mean cross entropy of labels, mean squared error of numbers.
@@ -21,7 +23,7 @@ def default_loss(output: Tensor, y: Any) -> tuple[Tensor, str]:
         A number, for autograd, and what it is.
 
     Raises:
-        ValueError: If the targets suggest none, or shapes do not fit.
+        ValueError: If the targets suggest none, shapes do not fit, or a label is no class.
     """
     if not isinstance(y, Tensor) or y.dtype == torch.bool or y.is_complex():
         kind = y.dtype if isinstance(y, Tensor) else f"type {type(y).__name__}"
@@ -31,11 +33,31 @@ def default_loss(output: Tensor, y: Any) -> tuple[Tensor, str]:
         )
     if not y.is_floating_point():
         rows, labels = class_rows(output, y)
+        _refuse_labels(labels, rows.shape[-1])
         wide = rows.float() if rows.dtype.itemsize < 4 else rows
         return F.cross_entropy(wide, labels), "mean cross entropy"
     if output.numel() != y.numel() or len(output) != len(y):
         _refuse_shapes(output, y, "pass loss_fn=, or integer labels for cross entropy")
     return F.mse_loss(output, y.reshape(output.shape).to(output)), "mean squared error"
+
+
+def _refuse_labels(labels: Tensor, classes: int) -> None:
+    """Refuse what cross entropy has no class for; on a GPU the process would not survive it."""
+    if classes < 2:
+        raise ValueError(
+            "integer targets are class labels, and the output has one class only; pass "
+            "loss_fn=nn.BCEWithLogitsLoss() for two classes by one logit, or targets of floating "
+            "point for regression"
+        )
+    known = labels[labels != IGNORED]
+    if not len(known):
+        return
+    low, high = torch.stack(torch.aminmax(known)).tolist()
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels lie in {low}..{high}, but the output has {classes} classes, 0..{classes - 1}; "
+            f"{IGNORED} is a label that is left out"
+        )
 
 
 def class_rows(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,9 +81,10 @@ def class_rows(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return output.movedim(1, -1).flatten(0, -2), labels
     if output.ndim == y.ndim + 2 and len(output) == 1 and output.shape[1:-1] == y.shape:
         return output[0].flatten(0, -2), labels
-    return _refuse_shapes(
-        output, y, "classes are the last or the second axis. Pass loss_fn= for another loss"
-    )
+    remedy = "classes are the last or the second axis. Pass loss_fn= for another loss"
+    if output.shape == y.shape:
+        remedy = "integers are class labels; pass y.float() for regression, y.argmax(-1) if one-hot"
+    return _refuse_shapes(output, y, remedy)
 
 
 def right_labels(output: Tensor, y: Any) -> Tensor | None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 
@@ -175,6 +174,8 @@ def spectrum_flow(
         raise ValueError("spectrum_flow: layers must not be negative nor decrease")
     d = len(start)
     times = depths / (d + 2)
+    from scipy.integrate import solve_ivp  # takes longer to import than to solve
+
     solution = solve_ivp(
         lambda _, logs: _flow_of_logarithms(logs),
         (0, max(times[-1], 1e-9)),

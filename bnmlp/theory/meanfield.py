@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from bnmlp.layers.activations import ACTIVATIONS, gain_schedule
@@ -17,7 +16,21 @@ from bnmlp.theory.gaussian import (
 )
 
 SHORT = 1e-60  # a mean square that float64 does not tell from zero, with both signs of its root
+RELATIVE = 4 * math.ulp(1.0)  # SciPy's own
 NEAR_CRITICAL = 1e-5  # 1 - c*, below which its expansion is closer than quadrature
+
+
+def _root(
+    function: Callable[[float], float],
+    low: float,
+    high: float,
+    xtol: float = 1e-14,
+    rtol: float = 1e-14,
+) -> float:
+    """Where a function changes its sign."""
+    from scipy.optimize import brentq  # what does not look for roots needs no SciPy
+
+    return float(brentq(function, low, high, xtol=xtol, rtol=rtol))
 
 
 def gradient_growth(activation: str, gain: float = 1.0, *, norm: str = "batch") -> float:
@@ -114,7 +127,7 @@ def fixed_length(
             f"{weight_variance} of weights and {bias_variance} of biases; use smaller ones or an "
             "activation that saturates"
         )
-    return math.exp(brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
+    return math.exp(_root(excess, low, high))
 
 
 def chi(activation: Activation, q: float, weight_variance: float, order: int = 1) -> float:
@@ -178,7 +191,7 @@ def critical_weight_variance(activation: Activation, bias_variance: float = 0.0)
             f"critical_weight_variance: no critical point for {activation!r} at bias variance "
             f"{bias_variance}; the activation must saturate"
         )
-    q = math.exp(brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
+    q = math.exp(_root(excess, low, high))
     return 1 / chi(phi, q, 1.0)
 
 
@@ -272,7 +285,7 @@ def fixed_correlation(
         return 0.0
     if excess(top) >= 0:
         return 1.0
-    return brentq(excess, 0.0 if bias_variance else 1e-9, top, xtol=1e-13)
+    return _root(excess, 0.0 if bias_variance else 1e-9, top, xtol=1e-13, rtol=RELATIVE)
 
 
 def _distance_above_critical(activation: Activation, q: float, weight_variance: float) -> float:

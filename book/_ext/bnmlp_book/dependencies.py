@@ -55,6 +55,11 @@ class Package:
 
     def _sort(self, module: Module, statement: ast.stmt, known: dict[str, Module]) -> None:
         match statement:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body, orelse=[]) if all(
+                isinstance(inner, ast.Import | ast.ImportFrom) for inner in body
+            ):
+                for inner in body:  # names that come late, or types
+                    self._sort(module, inner, known)
             case ast.Import() | ast.ImportFrom():
                 module.imports |= imported(statement, self.name, known)
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
