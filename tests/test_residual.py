@@ -6,14 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from bnmlp.layers.activations import ACTIVATIONS
 from bnmlp.networks.losses import matrix_gradients
-from bnmlp.networks.residual import NORMS, SCHEMES, ResidualMLP, sinkhorn, unit_gain
+from bnmlp.networks.residual import (
+    FUNCTIONS,
+    LATE,
+    NORMS,
+    SCHEMES,
+    ResidualMLP,
+    sinkhorn,
+    unit_gain,
+)
 from bnmlp.theory.gaussian import gaussian_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 SIZES = {"in_features": 5, "width": 7, "out_features": 3, "dtype": torch.float64}
-INCREMENTAL = [s for s in SCHEMES if s not in ("peri", "post", "keel")]
+INCREMENTAL = [s for s in SCHEMES if s not in ("peri", "post", "keel", *LATE)]
 CASES = [(s, n) for s in SCHEMES for n in NORMS if n in ("layer", "rms") or s in INCREMENTAL]
 
 
@@ -53,8 +60,14 @@ class Twin:
         m = self.net.matrices
         if m == 2:
             h = self.hidden_weight[2 * i] @ h
-        h = ACTIVATIONS[self.net.activation](torch.tensor(h)).numpy()
+        h = FUNCTIONS[self.net.activation](torch.tensor(h)).numpy()
         return self.hidden_weight[m * i + m - 1] @ h
+
+    def late(self, i, x):
+        for weight in self.hidden_weight[self.net.matrices * i : self.net.matrices * (i + 1)]:
+            x = torch.tensor(self.normal(i, weight @ x))
+            x = FUNCTIONS[self.net.activation](x).numpy()
+        return self.depth**-0.5 * x
 
     def streams(self, i, x):
         a = np.array(self.stream_mix[i])
@@ -85,6 +98,10 @@ class Twin:
                 return n(i, self.depth * x + root * block(i, n(i, x)))
             case "plain":
                 return root * block(i, n(i, x))
+            case "late":
+                return x + self.late(i, x)
+            case "centred":
+                return x + self.late(i, x) - self.late(i, x).mean()
         return self.streams(i, x)
 
     def __call__(self, x):
@@ -167,9 +184,33 @@ def test_orthogonal_weights_are_orthogonal_up_to_the_gain_behind_the_activation(
     torch.testing.assert_close(w[1::2] @ w[1::2].mT, 2 * torch.eye(7).expand(4, 2, 7, 7))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_late_blocks_have_any_number_of_matrices_whose_lengths_change_nothing():
+    net, x = network("late", matrices=3, activation="silu", eps=0.0), torch.randn(2, 6, 5)
+    before = net(x).detach()
+    assert net.normalized() == [f"layer {i + 1}" for i in range(13)]
+    with torch.no_grad():
+        net.hidden_weight *= 3
+    torch.testing.assert_close(net(x).detach(), before)
+    other = network("late", matrices=3, activation="silu")
+    with torch.no_grad():
+        other.hidden_weight[2] += 0.1 * torch.randn(2, 7, 7)
+    assert not torch.allclose(other(x), before, rtol=1e-3), "the third matrix is in use"
+
+
+def test_streams_are_the_means_of_the_parallel_ones():
+    x = torch.randn(2, 6, 5)
+    net = randomised(network("hyper", streams=3, mixing=0.5))
+    each = list(net.parallel_streams(x))
+    assert each[0].shape == (2, 3, 6, 7)
+    torch.testing.assert_close([h.mean(1) for h in each], list(net.streams(x)))
+    assert not torch.allclose(each[-1][:, 0], each[-1][:, 1])
+    pre = network("pre")
+    torch.testing.assert_close([h[:, 0] for h in pre.parallel_streams(x)], list(pre.streams(x)))
+
+
+@pytest.mark.parametrize("activation", FUNCTIONS)
 def test_unit_gains_make_activations_unit(activation):
-    sigma = ACTIVATIONS[activation]
+    sigma = FUNCTIONS[activation]
     energy = gaussian_mean(lambda z: sigma(z).square())
     assert unit_gain(activation) ** 2 * energy == pytest.approx(1, rel=1e-6)
 
@@ -192,6 +233,8 @@ def test_a_gradient_behind_a_norm_has_no_part_along_a_homogeneous_post_norm_stre
         ({"activation": "swish"}, "unknown activation"),
         ({"init": "zero"}, "unknown init"),
         ({"matrices": 3}, "1 or 2 matrices, got 3"),
+        ({"matrices": 0}, "at least 1"),
+        ({"scheme": "late", "norm": "none"}, "use norm='layer' or 'rms'"),
         ({"mixing": -1.0}, "mixing must be"),
         ({"exponent": math.inf}, "exponent finite"),
         ({"width": 0}, "at least 1"),

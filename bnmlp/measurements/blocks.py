@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from bnmlp.layers.activations import ACTIVATIONS
 from bnmlp.machine.modes import outside_modes
 from bnmlp.measurements.scores import batch_scores
-from bnmlp.networks.residual import ResidualMLP
+from bnmlp.networks.residual import FUNCTIONS, LATE, ResidualMLP
 
 Branch = Callable[[int, Tensor], Tensor]
 
@@ -34,6 +33,28 @@ def _doses(streams: Iterator[Tensor]) -> Iterator[Tensor]:
     for after in streams:
         yield ((after - before).norm(dim=-1) / before.norm(dim=-1)).double().mean(-1)
         before = after
+
+
+@outside_modes
+@torch.no_grad()
+def stream_differences(net: ResidualMLP, x: Tensor) -> Tensor:
+    """Share of the squares in all streams that is a difference from their mean.
+
+    Zero if streams are alike, and where there is one only.
+
+    Args:
+        net: R networks.
+        x: Samples. Shape ``(n, in)`` or ``(R, n, in)``.
+
+    Returns:
+        Before each block and behind the last, float64. Shape ``(L+1, R)``.
+    """
+    return torch.stack([_difference(h.double()) for h in net.parallel_streams(x)])
+
+
+def _difference(h: Tensor) -> Tensor:
+    away = h - h.mean(1, keepdim=True)
+    return away.square().sum((1, 2, 3)) / h.square().sum((1, 2, 3))
 
 
 @torch.no_grad()
@@ -77,7 +98,12 @@ def nonlinear_share(net: ResidualMLP, start: Tensor, x: Tensor) -> Tensor:
     Returns:
         Norm of the difference between the two networks' logits over the norm of their change.
         Shape ``(R,)``.
+
+    Raises:
+        ValueError: If blocks end with an activation.
     """
+    if net.scheme in LATE:
+        raise ValueError(f"nonlinear_share: blocks of {net.scheme!r} end with an activation")
     now = net.hidden_weight.detach()
 
     def linear(i: int, h: Tensor) -> Tensor:
@@ -96,7 +122,7 @@ def _tangent(net: ResidualMLP, i: int, h: Tensor, start: Tensor, now: Tensor) ->
     part = slice(i * net.matrices, (i + 1) * net.matrices)
     *inner, last = start[part].unbind()
     *moved, turned = now[part].unbind()
-    sigma = ACTIVATIONS[net.activation]
+    sigma = FUNCTIONS[net.activation]
     if not inner:
         return net.factor * (sigma(h) @ turned.mT)
     before = h @ inner[0].mT

@@ -3,8 +3,9 @@ r"""Residual networks whose blocks are small perceptrons, in the schemes of the 
 A scheme is one line that says how the stream :math:`x` takes up what block :math:`\ell` computes.
 The block is :math:`F_\ell(h)=L^{-\alpha}\,W\sigma(h)` with one matrix or
 :math:`L^{-\alpha}\,V\sigma(Wh)` with two, of unit mean square in wide networks if :math:`h` has
-that and :math:`\alpha=0`; :math:`\mathrm n` is the norm. All start from samples of one length, and
-the norm is applied once more before the logits.
+that and :math:`\alpha=0`; :math:`\mathrm n` is the norm. In ``"late"`` and ``"centred"`` it is
+:math:`\sigma(\mathrm n(W_m\dots\sigma(\mathrm n(W_1h))))`, with any number of matrices. All start
+from samples of one length, and the norm is applied once more before the logits.
 """
 
 import math
@@ -20,9 +21,11 @@ from bnmlp.layers.initialization import INITIALIZATIONS, initial_weights
 from bnmlp.layers.seeds import random_source
 from bnmlp.networks.protocol import layered_axis, layered_matrices
 
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "silu": F.silu}
 NORMS = ("layer", "rms", "none", "dyt", "derf")
 SCALE_FREE = ("layer", "rms")  # norms that the length of a sample does not pass
 HOMOGENEOUS = ("identity", "relu", "leaky_relu")
+LATE = ("late", "centred")  # schemes whose blocks end with the activation
 FLOOR = 1e-4  # of entries before the first Sinkhorn iteration, whose logarithms are kept
 SINKHORN = 20  # iterations, as in arXiv 2512.24880
 
@@ -38,10 +41,10 @@ class ResidualMLP(nn.Module):
     Args:
         depth: L, number of blocks.
         scheme: A name in ``SCHEMES``.
-        matrices: In a block, one or two.
+        matrices: In a block, one or two; with ``"late"`` and ``"centred"`` any number.
         norm: ``"layer"``, ``"rms"``, ``"none"``, ``"dyt"`` or ``"derf"``; ``"peri"``, ``"post"``
-            and ``"keel"`` need one of the first two.
-        activation: :math:`\sigma`, a name in ``bnmlp.ACTIVATIONS``.
+            ``"keel"``, ``"late"`` and ``"centred"`` need one of the first two.
+        activation: :math:`\sigma`, a name in ``bnmlp.ACTIVATIONS``, or ``"silu"``, the swish.
         exponent: :math:`\alpha`; blocks are divided by :math:`L^\alpha`.
         in_features: Length of a sample.
         width: d, features of the stream and inside a block.
@@ -55,8 +58,8 @@ class ResidualMLP(nn.Module):
         dtype: Type of the parameters.
 
     Raises:
-        ValueError: If a name is unknown, a size is below one, there are other than one or two
-            matrices, mixing is negative, or the scheme needs another norm.
+        ValueError: If a name is unknown, a size is below one, there are more matrices than the
+            scheme has, mixing is negative, or the scheme needs another norm.
     """
 
     def __init__(
@@ -81,9 +84,9 @@ class ResidualMLP(nn.Module):
     ) -> None:
         super().__init__()
         _check(scheme, norm, activation, init)
-        if min(depth, in_features, width, out_features, streams, replicas) < 1:
+        if min(depth, matrices, in_features, width, out_features, streams, replicas) < 1:
             raise ValueError("ResidualMLP: all sizes must be at least 1")
-        if matrices not in (1, 2):
+        if matrices > 2 and scheme not in LATE:
             raise ValueError(f"ResidualMLP: a block has 1 or 2 matrices, got {matrices}")
         if not (0 <= mixing < math.inf and math.isfinite(exponent)):
             raise ValueError("ResidualMLP: mixing must be finite and >= 0, exponent finite")
@@ -93,7 +96,8 @@ class ResidualMLP(nn.Module):
         shapes = [(width, in_features), *[(width, width)] * (depth * matrices),
                   (out_features, width)]  # fmt: skip
         first, hidden, last = _drawn(init, shapes, seed, replicas, dtype)
-        hidden[matrices - 1 :: matrices] *= unit_gain(activation)
+        if scheme not in LATE:  # there a norm follows every matrix
+            hidden[matrices - 1 :: matrices] *= unit_gain(activation)
         self.input_weight = nn.Parameter(first)  # (R, d, in)
         self.hidden_weight = nn.Parameter(hidden)  # (L * matrices, R, d, d)
         self.output_weight = nn.Parameter(last)  # (R, out, d)
@@ -129,10 +133,12 @@ class ResidualMLP(nn.Module):
 
         Returns:
             The first matrix always; of a block whose output is normalised the last matrix, and with
-            a homogeneous activation all.
+            a homogeneous activation all; all where a norm follows each.
         """
         names = [f"layer {i + 2}" for i in range(self.depth * self.matrices)]
         followed = self.scheme == "peri" or (self.scheme == "plain" and self.norm in SCALE_FREE)
+        if self.scheme in LATE:
+            return ["layer 1", *names]
         if not followed:
             names = []
         elif self.activation not in HOMOGENEOUS:
@@ -153,6 +159,23 @@ class ResidualMLP(nn.Module):
         Raises:
             ValueError: If samples do not fit, at the first one.
         """
+        for carried in self._carried(x):
+            yield carried.mean(1) if self.several else carried
+
+    def parallel_streams(self, x: Tensor) -> Iterator[Tensor]:
+        """All streams before each block, and behind the last; one in schemes without several.
+
+        Yields:
+            Each of shape ``(R, S, n, d)``.
+
+        Raises:
+            ValueError: If samples do not fit, at the first one.
+        """
+        for carried in self._carried(x):
+            yield carried if self.several else carried.unsqueeze(1)
+
+    def _carried(self, x: Tensor) -> Iterator[Tensor]:
+        """What blocks hand on. Shape ``(R, n, d)``, or ``(R, S, n, d)`` if there are several."""
         features = self.input_weight.shape[-1]
         fits = x.ndim == 2 or (x.ndim == 3 and len(x) in (1, self.replicas))
         if not fits or x.shape[-1] != features:
@@ -162,19 +185,24 @@ class ResidualMLP(nn.Module):
             )
         entrance = "layer" if self.norm == "layer" else "rms"
         x = sample_norm(entrance, x @ self.input_weight.mT, self.eps)
-        yield x
         if self.several:
             x = x.unsqueeze(1).expand(-1, self.stream_read.shape[-1], -1, -1)  # (R, S, n, d)
+        yield x
         for i in range(self.depth):
             x = SCHEMES[self.scheme](self, i, x)
-            yield x.mean(1) if self.several else x
+            yield x
 
     def branch(self, i: int, h: Tensor) -> Tensor:
         r""":math:`F_\ell` of block ``i``, from zero. Shapes ``(R, n, d)``."""
+        sigma = FUNCTIONS[self.activation]
         *inner, last = self.hidden_weight[i * self.matrices : (i + 1) * self.matrices].unbind()
+        if self.scheme in LATE:
+            for weight in (*inner, last):
+                h = sigma(sample_norm(self.norm, h @ weight.mT, self.eps))
+            return self.factor * h
         for weight in inner:
             h = h @ weight.mT
-        return self.factor * (ACTIVATIONS[self.activation](h) @ last.mT)
+        return self.factor * (sigma(h) @ last.mT)
 
     def normalize(self, i: int, x: Tensor) -> Tensor:
         """The norm before block ``i``, or the last one, of samples along the last axis but one."""
@@ -225,6 +253,17 @@ def plain(net: ResidualMLP, i: int, x: Tensor) -> Tensor:
     return net.branch(i, net.normalize(i, x))
 
 
+def late(net: ResidualMLP, i: int, x: Tensor) -> Tensor:
+    r""":math:`x + F_\ell(x)`, whose last step is an activation :cite:p:`wang2025thousand`."""
+    return x + net.branch(i, x)
+
+
+def centred(net: ResidualMLP, i: int, x: Tensor) -> Tensor:
+    """The same, from whose blocks the mean over features is taken."""
+    increment = net.branch(i, x)
+    return x + increment - increment.mean(-1, keepdim=True)
+
+
 def hyper_connections(net: ResidualMLP, i: int, x: Tensor) -> Tensor:
     r""":math:`A_\ell X + b_\ell F_\ell(\mathrm n(m_\ell^\top X))` :cite:p:`zhu2024hyper`.
 
@@ -249,6 +288,8 @@ SCHEMES: dict[str, Callable[[ResidualMLP, int, Tensor], Tensor]] = {
     "post": post_norm,
     "keel": keel,
     "plain": plain,
+    "late": late,
+    "centred": centred,
     "hyper": hyper_connections,
     "mixed": hyper_connections,
 }
@@ -257,11 +298,11 @@ SCHEMES: dict[str, Callable[[ResidualMLP, int, Tensor], Tensor]] = {
 def _check(scheme: str, norm: str, activation: str, init: str) -> None:
     check_name("scheme", scheme, SCHEMES)
     check_name("norm", norm, NORMS)
-    check_name("activation", activation, ACTIVATIONS)
+    check_name("activation", activation, FUNCTIONS)
     check_name("init", init, INITIALIZATIONS)
-    if scheme in ("peri", "post", "keel") and norm not in SCALE_FREE:
+    if scheme in ("peri", "post", "keel", *LATE) and norm not in SCALE_FREE:
         raise ValueError(
-            f"ResidualMLP: {scheme!r} normalises the stream or what is added to it, which "
+            f"ResidualMLP: {scheme!r} normalises the stream or inside its blocks, which "
             f"{norm!r} cannot; use norm='layer' or 'rms'"
         )
 
@@ -327,7 +368,7 @@ def unit_gain(activation: str) -> float:
     r"""What brings an activation of a standard normal :math:`z` to mean square one.
 
     Args:
-        activation: A name in ``ACTIVATIONS``.
+        activation: A name in ``FUNCTIONS``.
 
     Returns:
         :math:`(\E\sigma(z)^2)^{-1/2}`.
@@ -338,4 +379,4 @@ def unit_gain(activation: str) -> float:
     """
     z = torch.arange(-12, 12.005, 0.01, dtype=torch.float64)
     density = 0.01 * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return float(density @ ACTIVATIONS[activation](z).square()) ** -0.5
+    return float(density @ FUNCTIONS[activation](z).square()) ** -0.5

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from bnmlp.data.batches import images, patches
-from bnmlp.layers.activations import ACTIVATIONS
 from bnmlp.layers.initialization import INITIALIZATIONS
 from bnmlp.layers.seeds import seed_of
 from bnmlp.networks import residual, transformer
@@ -35,7 +34,7 @@ else:
     Attention = Literal[transformer.ATTENTIONS]
     Scheme = Literal[tuple(residual.SCHEMES)]
     SampleNorm = Literal[residual.NORMS]
-    Activation = Literal[tuple(ACTIVATIONS)]
+    Activation = Literal[tuple(residual.FUNCTIONS)]
     Init = Literal[tuple(INITIALIZATIONS)]
 
 
@@ -139,7 +138,7 @@ class ResidualMLPOptions(Options):
 
     depth: int = Field(16, ge=1, description="blocks")
     scheme: Scheme = Field("pre", description="how blocks are added")
-    matrices: Literal[1, 2] = Field(2, description="of a block")
+    matrices: int = Field(2, ge=1, description="of a block")
     norm: SampleNorm = Field("layer", description="of samples")
     activation: Activation = Field("relu", description="inside blocks")
     exponent: float = Field(0.0, description="blocks are divided by so high a power of the depth")
