@@ -65,6 +65,7 @@ NETWORKS = {
     ),
     "Peri-LN": (lambda: residual("peri"), ROWS),
     "hyper-connections": (lambda: residual("mixed", mixing=0.3, norm="derf"), ROWS),
+    "activation last": (lambda: residual("late", matrices=3, activation="silu"), ROWS),
     "Transformer": (
         lambda: Transformer(4, 8, 2, CLASSES, tokens=4, heads=2, replicas=R), TOKENS,
     ),
