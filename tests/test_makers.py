@@ -16,6 +16,7 @@ SMALL = {  # what to put in place of a program's constants
     "depth-and-training/last_gain.py": {
         "WIDTH": 8, "STEPS": 20, "KINDS": {"4": (4, 4), "4, gain of 9": (4, 9)},
     },
+    "dose/make.py": {"DEPTHS": (2, 3), "WIDTH": 8, "SEEDS": 2, "STEPS": 3, "SPAN": (0, 1)},
     "eight-quantities/make.py": {
         "RUN": TrainingRun(width=6, depth=2, replicas=1, batch_size=1000, epochs=1, measure_every=1,
                            curvature_samples=2000, quantities=("gradient", "loss")),

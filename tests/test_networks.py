@@ -16,6 +16,7 @@ from bnmlp.networks.convolutional import ResNet, simple_cnn
 from bnmlp.networks.losses import matrix_gradients
 from bnmlp.networks.protocol import as_network, averages_kept, averaging, batch_of, stacked
 from bnmlp.networks.replicas import read_replica, subset, write_replica
+from bnmlp.networks.residual import ResidualMLP
 from bnmlp.networks.skip import SkipMLP
 from bnmlp.networks.transformer import Transformer
 from bnmlp.training.descent import critical, descent, equalised, held, tilted
@@ -46,6 +47,12 @@ def resnet():
     return ResNet(1, 2, in_channels=1, classes=CLASSES)
 
 
+def residual(scheme, **options):
+    return ResidualMLP(
+        3, scheme, in_features=16, width=8, out_features=CLASSES, replicas=R, **options
+    )
+
+
 NETWORKS = {
     "BNMLP": (lambda: BNMLP(16, 8, 5, CLASSES, replicas=R, affine=True, bias=True), ROWS),
     "act_norm": (lambda: BNMLP(16, 8, 5, CLASSES, replicas=R, order="act_norm"), ROWS),
@@ -56,6 +63,9 @@ NETWORKS = {
         lambda: SkipMLP(5, "plain", in_features=16, width=8, out_features=CLASSES, replicas=R),
         ROWS,
     ),
+    "Peri-LN": (lambda: residual("peri"), ROWS),
+    "hyper-connections": (lambda: residual("mixed", mixing=0.3, norm="derf"), ROWS),
+    "activation last": (lambda: residual("late", matrices=3, activation="silu"), ROWS),
     "Transformer": (
         lambda: Transformer(4, 8, 2, CLASSES, tokens=4, heads=2, replicas=R), TOKENS,
     ),

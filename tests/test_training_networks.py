@@ -45,6 +45,7 @@ NETWORKS = {
     "resnet": {"network": "resnet", "blocks": 1, "channels": 2, "shortcuts": False},
     "simple_cnn": {"network": "simple_cnn", "wider": 0.2},
     "transformer": {"network": "transformer", "depth": 2, "width": 8, "heads": 2, "side": 4},
+    "residual_mlp": {"network": "residual_mlp", "depth": 3, "width": 8, "scheme": "keel"},
     "own": {"network": "mine.py:build", "options": {"width": 9}},
     "own alone": {"network": "mine.py:build", "options": {"width": 9}, "replicas": 1},
 }

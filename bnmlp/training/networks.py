@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from bnmlp.data.batches import images, patches
+from bnmlp.layers.initialization import INITIALIZATIONS
 from bnmlp.layers.seeds import seed_of
-from bnmlp.networks import transformer
+from bnmlp.networks import residual, transformer
 from bnmlp.networks.convolutional import ResNet, simple_cnn
 from bnmlp.networks.protocol import Network, One, Stacked, averages_kept
 from bnmlp.networks.skip import VARIANTS, SkipMLP
@@ -23,10 +24,18 @@ if TYPE_CHECKING:  # the choices are known when the module runs
     Variant = str
     Norm = str
     Attention = str
+    Scheme = str
+    SampleNorm = str
+    Activation = str
+    Init = str
 else:
     Variant = Literal[VARIANTS]
     Norm = Literal[transformer.NORMS]
     Attention = Literal[transformer.ATTENTIONS]
+    Scheme = Literal[tuple(residual.SCHEMES)]
+    SampleNorm = Literal[residual.NORMS]
+    Activation = Literal[tuple(residual.FUNCTIONS)]
+    Init = Literal[tuple(INITIALIZATIONS)]
 
 
 def as_module(network: Network) -> nn.Module:
@@ -124,6 +133,28 @@ class SimpleCNNOptions(Images):
         return simple_cnn(side, in_channels=shape.channels, wider=self.wider, classes=shape.classes)
 
 
+class ResidualMLPOptions(Options):
+    """Of a :class:`bnmlp.networks.residual.ResidualMLP`."""
+
+    depth: int = Field(16, ge=1, description="blocks")
+    scheme: Scheme = Field("pre", description="how blocks are added")
+    matrices: int = Field(2, ge=1, description="of a block")
+    norm: SampleNorm = Field("layer", description="of samples")
+    activation: Activation = Field("relu", description="inside blocks")
+    exponent: float = Field(0.0, description="blocks are divided by so high a power of the depth")
+    width: int = Field(64, ge=1, description="features of the stream and inside blocks")
+    streams: int = Field(4, ge=1, description="of hyper-connections")
+    mixing: float = Field(0.0, ge=0, description="of these streams at first")
+    init: Init = Field("gaussian", description="initial weights")
+
+    def networks(self, shape: Shape, replicas: int, seed: int, dtype: torch.dtype) -> Network:
+        """See :class:`Options`."""
+        return residual.ResidualMLP(
+            **self.model_dump(), in_features=shape.features, out_features=shape.classes,
+            replicas=replicas, seed=seed, dtype=dtype,
+        )  # fmt: skip
+
+
 class TransformerOptions(Options):
     """Of a :class:`bnmlp.networks.transformer.Transformer`, whose tokens are patches of images."""
 
@@ -158,6 +189,7 @@ NETWORKS: dict[str, type[Options]] = {
     "resnet": ResNetOptions,
     "simple_cnn": SimpleCNNOptions,
     "transformer": TransformerOptions,
+    "residual_mlp": ResidualMLPOptions,
 }
 
 
