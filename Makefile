@@ -51,10 +51,11 @@ check: $(INSTALLED)  ## be strict with the built book: claims, failures, warning
 audit: $(INSTALLED)  ## measure every claim under other seeds, threads, instruction sets (hours; goes on)
 	@$(BOOK).audit $(if $(MUTATE),--mutate)
 
-lint: $(INSTALLED)  ## check style, docstrings and types
+lint: $(INSTALLED)  ## check style, docstrings, types and British spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BOOK).spelling
 
 format: $(INSTALLED)  ## format the code
 	$(BIN)/ruff check --fix .

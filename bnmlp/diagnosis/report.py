@@ -246,7 +246,7 @@ ABSENT = {
     "branch_over_stream": "of sums only",
     "input_rms": "of layers only",
     "layer": "of calls that multiply with a matrix of their own",
-    "update": "no optimizer was given, or it does not hold the weight",
+    "update": "no optimiser was given, or it does not hold the weight",
     "participation_ratio": "measured with spectra=True",
     "isometry_gap": "measured with spectra=True; infinite with fewer samples than features",
     "gradient_norm": "the loss does not depend on this output, or no gradient reached it",

@@ -44,7 +44,7 @@ def update_norms(
     trial = copy.deepcopy(optimizer, memo)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in named.values()):
-        raise ValueError("measure: the optimizer holds none of the model's parameters")
+        raise ValueError("measure: the optimiser holds none of the model's parameters")
     for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
         if hasattr(trial, hooks):
             setattr(trial, hooks, OrderedDict())  # a user's, which may have effects elsewhere

@@ -182,7 +182,7 @@ class TrainingRun(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> "TrainingRun":
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError("momentum belongs to optimizer sgd; others have their own")
+            raise ValueError("momentum belongs to the optimiser sgd; others have their own")
         if self.schedule in RATED and self.optimizer != "sgd":
             raise ValueError(f"schedule {self.schedule} is one of sgd, got {self.optimizer}")
         if self.options and self.network == "bnmlp":
