@@ -14,7 +14,10 @@ from bnmlp.measurements.scores import batch_scores
 from bnmlp.training.orthogonal import hidden_descent, hidden_state
 
 DEPTHS, WIDTH, BATCH, SEEDS, STEPS, LAST = (20, 100, 300), 32, 100, 5, 60, 10
-RATES = {"sgd": (0.03, 0.1, 0.3), "muon": (0.001, 0.003, 0.01)}
+RATES = {
+    "sgd": {20: (0.03, 0.1, 0.3), 100: (0.01, 0.03, 0.1), 300: (0.003, 0.01, 0.03)},
+    "muon": {20: (0.001, 0.003, 0.01), 100: (0.001, 0.003, 0.01), 300: (0.0003, 0.001, 0.003)},
+}
 WAYS = (("orthogonal", "sgd", 0), ("orthogonal", "muon", 0), ("orthogonal", "sgd", 1),
         ("gaussian", "muon", 0), ("gaussian", "sgd", 0), ("orthogonal", "muon", 1))  # fmt: skip
 
@@ -36,7 +39,7 @@ def trained(depth: int, init: str, steps: str, held: int, rate: float) -> dict[s
 
 def sweep(depth: int, init: str, steps: str, held: int) -> dict[str, pd.DataFrame]:
     """The start and the end with every learning rate; rows of the table."""
-    rates = (0, *RATES[steps])
+    rates = (0, *RATES[steps][depth])
     rows = [trained(depth, init, steps, held, rate) for rate in rates]
     columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     return {"runs": long_table(columns, rate=rates, seed=range(SEEDS))}
