@@ -18,8 +18,8 @@ RATES = {
     "sgd": {20: (0.03, 0.1, 0.3), 100: (0.01, 0.03, 0.1), 300: (0.003, 0.01, 0.03)},
     "muon": {20: (0.001, 0.003, 0.01), 100: (0.001, 0.003, 0.01), 300: (0.0003, 0.001, 0.003)},
 }
-WAYS = (("orthogonal", "sgd", 0), ("orthogonal", "muon", 0), ("orthogonal", "sgd", 1),
-        ("gaussian", "muon", 0), ("gaussian", "sgd", 0), ("orthogonal", "muon", 1))  # fmt: skip
+FREE = [("orthogonal", "sgd", 0), ("orthogonal", "muon", 0), ("orthogonal", "sgd", 1)]
+OTHERS = [("gaussian", "muon", 0), ("gaussian", "sgd", 0), ("orthogonal", "muon", 1)]
 
 
 def trained(depth: int, init: str, steps: str, held: int, rate: float) -> dict[str, Tensor]:
@@ -48,7 +48,8 @@ def sweep(depth: int, init: str, steps: str, held: int) -> dict[str, pd.DataFram
 def main() -> None:
     """Train all that is missing; the table is written after each network."""
     names = ("depth", "init", "steps", "held")
-    cells = [dict(zip(names, (depth, *way), strict=True)) for depth in DEPTHS for way in WAYS]
+    ways = [(depth, *way) for kind in (FREE, OTHERS) for depth in DEPTHS for way in kind]
+    cells = [dict(zip(names, way, strict=True)) for way in ways]
     Maker(globals()).grow(("runs",), cells, sweep)
 
 
