@@ -58,16 +58,16 @@ class StackedMuon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None and group["orthogonal"]:
-                    self._orthogonal_step(p, group)
+                    self._orthogonal_step(p, p.grad, group)
                 elif p.grad is not None:
                     p.sub_(group["lr"] * p.grad)
 
-    def _orthogonal_step(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _orthogonal_step(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         beta, rate = group["momentum"], group["lr"]
         if p not in self.state:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - beta)
-        way = newton_schulz(torch.lerp(p.grad, average, beta))
+        average = self.state[p]["momentum_buffer"].lerp_(gradient, 1 - beta)
+        way = newton_schulz(torch.lerp(gradient, average, beta))
         p.mul_(1 - rate * group["weight_decay"])
         p.sub_(rate * math.sqrt(max(1, p.shape[-2] / p.shape[-1])) * way)
 
