@@ -37,6 +37,10 @@ SMALL = {  # what to put in place of a program's constants
             ("fashion-20-depths", ("batch",), 1.0, 2000, 6, (3,)),
         ],
     },
+    "muon/make.py": {
+        "DEPTHS": (3,), "WIDTH": 8, "SEEDS": 2, "STEPS": 2, "LAST": 1,
+        "RATES": {"sgd": {3: (0.1,)}, "muon": {3: (0.01,)}},
+    },
     "noisy-quadratic-model/make.py": {
         "NETWORKS": 1, "SAMPLES": 200, "EDGE": {"rates": (0.5,), "steps": (0, 3)},
         "ALIGNED": (0, 3), "MOST": 20,
