@@ -94,6 +94,10 @@ function kernel() {
 
   const peak = a => a.reduce((m, v) => Math.max(m, Math.abs(v)), 0);
   const energy = a => a.reduce((sum, v) => sum + v * v, 0);
+  const logNorm = a => { // squares of small numbers are zero
+    const size = peak(a);
+    return size > 0 ? Math.log(size) + 0.5 * Math.log(energy(a.map(v => v / size))) : -Infinity;
+  };
 
   /* Mean and variance of some columns of a row. */
   function moments(y, from, count, step, centred) {
@@ -231,7 +235,7 @@ function kernel() {
     let x = normals(d * n, s.seed, network, 0), scale = 0; // the batch is x times e^scale
     let others = training(s) ? null : normals(d * n * BATCHES, s.seed, network, OTHERS);
     const look = layer => {
-      result.signal.push(0.5 * Math.log(energy(x) / x.length) + scale);
+      result.signal.push(logNorm(x) - 0.5 * Math.log(x.length) + scale);
       if (at.has(layer)) result.gap.push(gap(s, x));
     };
     look(0);
@@ -246,7 +250,7 @@ function kernel() {
           z[i] = (z[i] - means[Math.floor(i / n)]) / scales[Math.floor(i / n)];
       } else if (s.norm === "layer") scales = normalise(z, n, d, true, true);
       else if (s.norm !== "none") scales = normalise(z, d, n, s.norm === "centred");
-      kept.push([Float32Array.from(w), Float32Array.from(x), Float32Array.from(z), scales, scale]);
+      kept.push([w, x, z, scales, scale]);
       x = activate(s, z, x, layer);
       result.forward.push(Math.log(Math.max(high, peak(x))) + scale);
       const size = peak(x);
@@ -291,7 +295,7 @@ function kernel() {
     else if (s.norm === "layer") backThroughNorm(delta, z, scales, n, d, true, true);
     else if (s.norm !== "none") backThroughNorm(delta, z, scales, d, n, s.norm === "centred");
     const dw = times(delta, transposed(x, d, n), d, n, d);
-    result.gradient[layer - 1] = 0.5 * Math.log(energy(dw)) + logScale + scale;
+    result.gradient[layer - 1] = logNorm(dw) + logScale + scale;
     result.backward[layer - 1] = Math.max(Math.log(peak(dw)) + scale, Math.log(peak(delta))) + logScale;
     const before = times(transposed(w, d, d), delta, d, d, n).map((v, i) => v + s.shortcut * g[i]);
     const size = peak(before);
@@ -320,14 +324,17 @@ function kernel() {
 
   /* Wide layers and large batches: growth towards the input relative to the last layer, signals. */
   function meanField(s) {
-    const growth = [], slopes = [], signal = [0], inputs = [];
-    let p = 1;
+    const growth = [], slopes = [], signal = [0], inputs = [], through = s.shortcut ** 2;
+    let logP = 0; // of the mean square, or variance, that comes in; it may leave double precision
     for (let layer = 1; layer <= s.depth; layer++) {
-      const free = s.norm === "none", a = averagesOf(s, layer, free ? Math.sqrt(p) : 1);
-      growth.push(0.5 * Math.log(s.shortcut ** 2 + a.slope / (free ? 1 : p)));
-      slopes.push(0.5 * Math.log(a.slope)); inputs.push(free ? 0.5 * Math.log(p) : 0);
-      signal.push(0.5 * Math.log(s.shortcut ** 2 * p + a.square));
-      p = s.shortcut ** 2 * p + (s.norm === "centred" ? a.variance : a.square);
+      const free = s.norm === "none", bent = s.activation === "tanh" || s.activation === "sin";
+      const size = free && bent ? Math.max(Math.exp(logP / 2), 1e-50) : 1; // below, and else, all is linear
+      const a = averagesOf(s, layer, size), more = free ? 0 : -logP, beyond = free ? logP - 2 * Math.log(size) : 0;
+      growth.push(0.5 * Math.log(through + a.slope * Math.exp(more)));
+      slopes.push(0.5 * Math.log(a.slope)); inputs.push(free ? logP / 2 : 0);
+      const added = square => logP + Math.log(through + Math.exp(Math.log(square) + beyond - logP));
+      signal.push(0.5 * added(a.square));
+      logP = added(s.norm === "centred" ? a.variance : a.square);
     }
     const gradient = new Array(s.depth);
     for (let i = s.depth - 1, sum = 0; i >= 0; sum += growth[i--]) gradient[i] = sum + slopes[i] + inputs[i];
@@ -501,7 +508,7 @@ const K = kernel();
 window.bnmlpExplorer = { kernel: K };
 if (!mount) return;
 
-let state = { ...START, ...fromAddress() }, nets = [], own = null, worker = null, told = false;
+let state = { ...START, ...fromAddress() }, nets = [], own = null, worker = null, stale = false; // numbers of another setting
 const el = (tag, attributes = {}, ...children) => {
   const made = document.createElementNS(/^(svg|g|path|text|line|rect)$/.test(tag) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml", tag);
   for (const [name, value] of Object.entries(attributes))
@@ -515,7 +522,7 @@ function valid(s) {
   const out = { ...START };
   for (const name of Object.keys(START)) {
     const value = s[name], choice = CHOICES[name];
-    if (choice) out[name] = value in choice[1] ? value : START[name];
+    if (choice) out[name] = Object.hasOwn(choice[1], value) ? value : START[name];
     else if (Number.isFinite(+value)) out[name] = +value;
   }
   out.depth = DEPTHS.reduce((a, b) => Math.abs(b - out.depth) < Math.abs(a - out.depth) ? b : a);
@@ -554,12 +561,10 @@ function facts() {
   const line = middle(net => net.gradient), last = line.length - 1, rises = nets.map(net => net.gradient[0] - net.gradient[last]);
   const [high, low] = RANGE[state.format], from = (f, test) => middle(f).map(test);
   return {
-    line, rise: K.median(rises), least: Math.min(...rises), most: Math.max(...rises),
+    line, rise: line[0] - line[last], least: Math.min(...rises), most: Math.max(...rises),
     range: Math.max(...line) - Math.min(...line), gaps: middle(net => net.gap), signals: middle(net => net.signal),
-    over: from(net => net.backward, v => v > high).lastIndexOf(true) + 1,
-    under: from(net => net.backward, v => !(v > low)).lastIndexOf(true) + 1,
-    signalOver: from(net => net.forward, v => v > high).indexOf(true) + 1,
-    signalUnder: from(net => net.forward, v => !(v > low)).indexOf(true) + 1,
+    over: from(net => net.backward, v => v > high).reverse(), under: from(net => net.backward, v => !(v > low)).reverse(),
+    signalOver: from(net => net.forward, v => v > high), signalUnder: from(net => net.forward, v => !(v > low)),
   };
 }
 
@@ -584,11 +589,12 @@ function sentence(f, predicted) {
   const first = f.gaps[0], end = f.gaps[f.gaps.length - 1];
   const name = m < d ? `the batch has ${m} directions for ${d} features, so its isometry gap is infinite; that of the directions it has` : "the isometry gap";
   const gap = Number.isNaN(end) ? "; the batch loses directions, until double precision sees them no more" : `; ${name} goes from ${small(first)} to ${small(end)}`;
-  const wrong = [];
-  if (f.signalOver) wrong.push(`Signals leave the range of ${state.format} in layer ${f.signalOver}.`);
-  if (f.signalUnder) wrong.push(`From layer ${f.signalUnder} on signals are zero in ${state.format}.`);
-  if (f.over) wrong.push(`The gradient leaves the range of ${state.format} in layer ${f.over}.`);
-  if (f.under) wrong.push(`In layer ${f.under} it is zero in ${state.format}.`);
+  const L = state.depth, where = (flags, words, back) => {
+    const count = flags.filter(Boolean).length, first = flags.indexOf(true);
+    return count ? [`${words} ${state.format} in ${count} of ${L} layers, first in layer ${back ? L - first : first + 1}.`] : [];
+  };
+  const wrong = [...where(f.signalOver, "Signals leave the range of"), ...where(f.signalUnder, "Signals are all zero in"),
+    ...where(f.over, "On its way back the gradient leaves the range of", true), ...where(f.under, "On its way back the gradient is all zero in", true)];
   return [outcome(f) + foretold(predicted.gradient) + gap + ".", ...wrong].join(" ");
 }
 
@@ -638,7 +644,7 @@ const from = (start, count) => Array.from({ length: count }, (_, i) => start + i
 const log10 = v => v.map(u => u > 0 ? Math.log10(Math.max(u, 1e-12)) : NaN);
 
 function draw() {
-  if (!nets.length) return;
+  if (!nets.length || stale) return;
   const f = facts(), predicted = parts.predicted, L = state.depth, at = K.looked(L), wide = mount.clientWidth > 560;
   const bundle = (x, get, law, change = v => v) => [
     ...nets.map(net => ({ x, y: change(get(net)), kind: "each" })),
@@ -654,6 +660,7 @@ function draw() {
   parts.laws.replaceChildren(...["gradient", "gap", "signal"].flatMap(lawWords), ".");
   const partial = nets.length < NETWORKS;
   parts.charts.setAttribute("aria-busy", partial);
+  mount.dataset.seed = state.seed;
   parts.hint.textContent = partial ? `Network ${nets.length} of ${NETWORKS} …` : "";
   if (!partial) tell(f, predicted);
 }
@@ -661,8 +668,6 @@ function draw() {
 function tell(f, predicted) {
   const words = sentence(f, predicted);
   if (parts.say.textContent !== words) parts.say.textContent = words;
-  if (!told) mount.dispatchEvent(new Event("ready"));
-  told = true;
   parts.questions.forEach(([answer, test, text]) => {
     if (!answer.dataset.asked) return;
     const found = test(state, f);
@@ -711,7 +716,7 @@ function python() {
   if (s.shortcut) {
     const norm = { none: "w @ x", layer: "bnmlp.layer_norm(w @ x, eps=0)" }[s.norm] || `bnmlp.batch_norm(w @ x, center=${s.norm === "centred" ? "True" : "False"}, eps=0)`;
     const w = s.init === "orthogonal" ? `bnmlp.haar_orthogonal(${s.depth}, d=${s.width})` : `torch.randn(${s.depth}, ${s.width}, ${s.width}) / ${s.width} ** 0.5`;
-    return `${head}weights = ${w}.requires_grad_()\nx, y = torch.randn(${s.width}, ${s.samples}), torch.randint(10, (${s.samples},))\n` +
+    return `${head}weights = (${w}).requires_grad_()\nx, y = torch.randn(${s.width}, ${s.samples}), torch.randint(10, (${s.samples},))\n` +
       `for layer, w in enumerate(weights, 1):\n    x = ${s.shortcut} * x + bnmlp.ACTIVATIONS["${name}"](${s.gain}${e} * ${norm})\n` +
       `logits = x.mT @ torch.randn(${s.width}, 10) * (2 / ${s.width + 10}) ** 0.5\nloss = torch.nn.functional.cross_entropy(logits, y)\n` +
       "log_norms = torch.autograd.grad(loss, weights)[0].norm(dim=(1, 2)).log()\nprint(log_norms[0] - log_norms[-1])";
@@ -728,9 +733,11 @@ function python() {
 /* Computing: in a worker, network after network, so that the newest setting is always next. */
 function compute(networks = NETWORKS) {
   if (worker) worker.terminate();
-  const next = (data, got) => { got.push(data); nets = got; parts.predicted = K.predict(state, nets); draw(); };
+  stale = true;
+  const next = (data, got) => { got.push(data); nets = got; stale = false; parts.predicted = K.predict(state, nets); draw(); };
   const source = `const K = (${kernel})(); onmessage = e => { for (let r = 0; r < e.data[1]; r++) postMessage(K.measure(e.data[0], r)); };`;
   parts.hint.textContent = "Computing …";
+  parts.charts.setAttribute("aria-busy", true);
   const got = [];
   try {
     const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
@@ -826,12 +833,12 @@ function build() {
   parts.charts = el("div", { class: "charts" }, box("gradient"), parts.say, el("div", { class: "pair" }, box("gap"), box("signal")));
   const preset = ([name, changes]) => button(name, () => set({ ...START, seed: state.seed, ...changes }));
   mount.replaceChildren(
-    el("div", { class: "row", role: "group", "aria-label": "Settings to begin with" }, ...Object.entries(PRESETS).map(preset)),
+    el("div", { class: "buttons", role: "group", "aria-label": "Settings to begin with" }, ...Object.entries(PRESETS).map(preset)),
     parts.charts, parts.hint,
     el("p", { class: "key" }, el("span", { class: "measured" }, "median of three networks"), el("span", { class: "each" }, "each"), el("span", { class: "law" }, "predicted"), el("span", { class: "bound" }, "its bounds"), el("span", { class: "own" }, "your own")),
     parts.laws,
     el("form", { class: "controls", onsubmit: e => e.preventDefault() }, ...Object.keys(SLIDERS).map(slider), ...Object.keys(CHOICES).map(radios)),
-    el("div", { class: "row" }, button("New random numbers", () => set({ seed: state.seed + 1 })), button("Copy the link to this setting", copy), button("Values as CSV", csv)),
+    el("div", { class: "buttons" }, button("New random numbers", () => set({ seed: state.seed + 1 })), button("Copy the link to this setting", copy), button("Values as CSV", csv)),
     el("details", {}, el("summary", {}, "Values as a table"), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Values" }, parts.table)),
     el("details", {}, el("summary", {}, "The same in Python"), el("pre", { tabindex: 0 }, parts.code)),
     el("div", { class: "drop", ondragover: e => e.preventDefault(), ondrop: e => { e.preventDefault(); e.dataTransfer.files[0] && take(e.dataTransfer.files[0]); } },
