@@ -553,7 +553,10 @@ function factor(v) {
   if (size < Math.log(10)) return Math.exp(size).toFixed(1);
   return power < 4 ? String(+Math.exp(size).toPrecision(2)) : `${Math.exp(size - power * Math.LN10).toFixed(0)}·10${superscript(power)}`;
 }
-const small = v => Number.isNaN(v) ? "lost" : v === 0 || v >= 0.01 ? v.toFixed(2) : v.toExponential(0).replace(/e-(\d+)/, (_, p) => "·10" + superscript("-" + p));
+function small(v, zeros = "0") {
+  if (v === 0 || v >= 0.01) return zeros ? v.toFixed(2) : String(+v.toPrecision(2));
+  return v.toExponential(0).replace(/e-(\d+)/, (_, p) => "·10" + superscript("-" + p)).replace(/^1·/, zeros && "1·");
+}
 const exact = v => Number.isFinite(v) ? String(+v.toPrecision(6)) : "";
 const middle = f => f(nets[0]).map((_, i) => K.median(nets.map(net => f(net)[i])));
 
@@ -570,7 +573,7 @@ function facts() {
 
 /* How the gradient of the first layer compares with that of the last, and what is between them. */
 function outcome(f) {
-  const L = state.depth, detail = ` (${nats(f.rise)} nats; the ${NETWORKS} networks ${nats(f.least)} to ${nats(f.most)})`;
+  const L = state.depth, detail = ` (${nats(f.rise)} nats; the three networks ${nats(f.least)} to ${nats(f.most)})`;
   if (!Number.isFinite(f.rise)) return "The gradient is zero in some layers: nothing of it is left in double precision";
   if (f.range < 1) return `The gradient has about one size in all ${L} layers, within a factor of ${factor(f.range)}${detail}`;
   const between = f.range > 2 * Math.abs(f.rise) + 0.5 ? `, and in between it varies by a factor of ${factor(f.range)}` : "";
@@ -606,6 +609,12 @@ function ticks(low, high, most) {
   return found;
 }
 
+/* Of a logarithmic axis: whole powers of ten, or between them too where it is short. */
+function powers(low, high) {
+  if (high - low > 2.5) return ticks(low, high, 4).filter(v => v % 1 === 0);
+  return from(Math.floor(low), 4).flatMap(k => [1, 2, 5].map(m => k + Math.log10(m))).filter(v => v > low && v < high);
+}
+
 function chart(place, title, series, { height, end, marks = [], power = false }) {
   const width = Math.max(place.clientWidth, 240), left = 44, top = 24, bottom = 34, right = 12;
   const values = series.flatMap(one => one.y).filter(Number.isFinite);
@@ -616,17 +625,16 @@ function chart(place, title, series, { height, end, marks = [], power = false })
   const X = v => left + v / end * (width - left - right), Y = v => top + (high - v) / (high - low) * (height - top - bottom);
   const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": title + ", by layer" });
   const text = (x, y, words, anchor = "middle", kind = "") => svg.append(el("text", { x, y, "text-anchor": anchor, class: kind }, words));
-  for (const v of ticks(low, high, 4)) {
-    if (power && v % 1) continue;
+  for (const v of power ? powers(low, high) : ticks(low, high, 4)) {
     svg.append(el("line", { x1: left, x2: width - right, y1: Y(v), y2: Y(v), class: "grid" }));
-    text(left - 6, Y(v) + 4, power ? (v === 0 ? "1" : "10" + superscript(v)) : String(v).replace("-", "−"), "end");
+    text(left - 6, Y(v) + 4, power ? small(10 ** v, "") : String(v).replace("-", "−"), "end");
   }
   for (const v of ticks(0, end, width < 420 ? 4 : 6)) text(X(v), height - bottom + 16, String(v));
   text(left - 40, 14, title, "start", "title");
   text((left + width - right) / 2, height - 3, "layer (the loss is at the right)");
   for (const [value, words] of marks) if (value > low && value < high) {
     svg.append(el("line", { x1: left, x2: width - right, y1: Y(value), y2: Y(value), class: "limit" }));
-    text(width - right, Y(value) - 4, words, "end", "limit");
+    text(width - right, Y(value) + (value > 0 ? -4 : 13), words, "end", "limit");
   }
   for (const { x, y, kind } of series) {
     const step = Math.max(1, Math.floor(x.length / 400));
@@ -843,9 +851,10 @@ function build() {
     el("details", {}, el("summary", {}, "The same in Python"), el("pre", { tabindex: 0 }, parts.code)),
     el("div", { class: "drop", ondragover: e => e.preventDefault(), ondrop: e => { e.preventDefault(); e.dataTransfer.files[0] && take(e.dataTransfer.files[0]); } },
       el("label", { for: "explorer-file" }, "Your own network: drop the JSON of bnmlp measure here, or choose it. It stays in your browser. "), file, parts.own),
-    el("h3", {}, "Three questions"), el("ol", {}, ...QUESTIONS.map(question)));
+    el("h2", {}, "Three questions"), el("ol", {}, ...QUESTIONS.map(question)));
   mount.hidden = false;
-  document.getElementById("explorer-still")?.setAttribute("hidden", "");
+  const still = document.getElementById("explorer-still"), place = document.getElementById("explorer-stills");
+  if (still && place) place.append(still); else if (still) still.hidden = true;
 }
 
 build();
