@@ -436,6 +436,7 @@ def test_a_report_of_measure_is_drawn_in_the_same_axes(opened, tmp_path):
     assert page.locator("#explorer svg path.own").count() == 0
 
 
+@pytest.mark.slow
 def test_the_questions_are_answered_by_dragging(opened):
     page = opened()
     begin = page.locator("#explorer ol button")
@@ -475,6 +476,7 @@ def corners(count=40):
     ]
 
 
+@pytest.mark.slow
 def test_what_is_said_holds_in_every_corner(opened):
     page = opened(SMALL)
     for s in corners():

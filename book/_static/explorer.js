@@ -469,7 +469,7 @@ const CHOICES = { // name, question, options
   format: ["Numbers", { float32: "float32", float16: "float16" }],
 };
 const SLIDERS = { // label, least, most, step
-  depth: ["Depth", 0, DEPTHS.length - 1, 1], width: ["Width", 10, 64, 2], samples: ["Samples in the batch", 3, 128, 1],
+  depth: ["Depth", 0, DEPTHS.length - 1, 1], width: ["Width", 10, 64, 2], samples: ["Samples", 3, 128, 1],
   gain: ["Gain α", 0.1, 3, 0.1], exponent: ["Gain exponent e", 0, 1, 0.05], shortcut: ["Shortcut scale", 0, 1, 0.05],
 };
 const PRESETS = {
