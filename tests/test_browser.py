@@ -44,7 +44,7 @@ TALL = """() => [...document.querySelectorAll(".at-a-glance")]
   .map(box => box.getBoundingClientRect().height).filter(height => height > 320)"""
 # Boxes that scroll are reached by keyboard, and formulas that do not scroll are no stops.
 KEYBOARD = """() => {
-  const inside = [...document.querySelectorAll(".bd-content *")];
+  const inside = [...document.querySelectorAll(".bd-article *")];
   const scrolls = tag => tag.clientWidth && tag.scrollWidth > tag.clientWidth + 5
     && /auto|scroll/.test(getComputedStyle(tag).overflowX) && !tag.matches(".math, .math *");
   const missed = inside.filter(tag => scrolls(tag) && tag.tabIndex < 0
@@ -55,7 +55,7 @@ KEYBOARD = """() => {
     .concat(idle.map(tag => `a stop without need: ${tag.outerHTML.slice(0, 120)}`));
 }"""
 # What a phone has no room for stands row below row; tables of many numbers may scroll.
-WORDY = """() => [...document.querySelectorAll(".bd-content table.table")]
+WORDY = """() => [...document.querySelectorAll(".bd-article table.table")]
   .filter(tag => tag.scrollWidth > tag.parentElement.clientWidth + 1)
   .map(tag => `a table of words scrolls: ${tag.outerHTML.slice(0, 120)}`)"""
 

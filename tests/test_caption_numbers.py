@@ -29,6 +29,8 @@ SAID = re.compile(
 ELSEWHERE = {
     ("fig-shaping-width", 16_000): "twice 8,000",
     ("fig-patient-perceptron", 60): "the package's perceptron is that deep",
+    ("fig-patient-transformer", 32): "the package's transformer is that wide",
+    ("tab-attention-runs", 3): "seeds 0 to 2",
 }
 
 

@@ -9,7 +9,7 @@ from IPython.core.formatters import DisplayFormatter
 
 from bnmlp.book.plotting import curve, median_bars, new_figure, show_few_digits
 from bnmlp_book.figures import lighter
-from bnmlp_book.pages import drop_plain_spans
+from bnmlp_book.pages import drop_empty_heads, drop_plain_spans
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -58,6 +58,14 @@ def test_plain_code_loses_its_spans_and_keeps_its_text():
     context = {"body": body}
     drop_plain_spans(None, "page", "page.html", context, None)
     assert context["body"] == 'x <span class="o">=</span> <span class="mi">1</span>'
+
+
+def test_heads_of_tables_without_words_become_cells():
+    head = '<tr><th></th><th class="blank" >&nbsp;</th><th>a</th><thead></thead></tr>'
+    context = {"body": head}
+    drop_empty_heads(None, "page", "page.html", context, None)
+    cells = '<tr><td></td><td class="blank" ></td><th>a</th><thead></thead></tr>'
+    assert context["body"] == cells
 
 
 def test_medians_are_drawn_with_the_ends_of_their_intervals():

@@ -24,7 +24,7 @@ class Nursery:
     def __enter__(self) -> "Nursery":
         """Start it; the first kernel waits for its imports."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bnmlp_book.kernels"],
+            [sys.executable, "-c", "from bnmlp_book.kernels import serve; serve()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         return self
@@ -143,6 +143,3 @@ def become(kernelapp: object, request: dict, parent: int) -> None:
     finally:
         os._exit(0)
 
-
-if __name__ == "__main__":
-    serve()
