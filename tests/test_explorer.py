@@ -1,6 +1,7 @@
 """The explorer's networks are the package's, weight for weight, and it is driven by keyboard."""
 
 import csv
+import gzip
 import json
 import math
 import os
@@ -529,4 +530,5 @@ def test_without_a_script_the_still_figure_stays(browser, site):
 def test_it_is_light():
     sizes = {name: (STATIC / name).stat().st_size for name in ("explorer.js", "explorer.css")}
     assert sum(sizes.values()) < MOST_BYTES / 2, sizes
+    assert len(gzip.compress((STATIC / "explorer.js").read_bytes())) < 25_000, "as it is sent"
     assert not re.search(r"https?://(?!www\.w3\.org)", (STATIC / "explorer.js").read_text())

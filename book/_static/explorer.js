@@ -85,19 +85,33 @@ function kernel() {
 
   function times(a, b, rows, inner, cols) {
     const out = new Float64Array(rows * cols);
-    for (let i = 0; i < rows; i++) for (let k = 0; k < inner; k++) {
-      const v = a[i * inner + k], row = k * cols, to = i * cols;
-      for (let j = 0; j < cols; j++) out[to + j] += v * b[row + j];
+    for (let i = 0; i < rows; i++) {
+      const to = i * cols, at = i * inner;
+      let k = 0;
+      for (; k + 3 < inner; k += 4) { // four rows at a time: out is read and written once
+        const p = a[at + k], q = a[at + k + 1], r = a[at + k + 2], s = a[at + k + 3], row = k * cols;
+        for (let j = 0; j < cols; j++) out[to + j] += p * b[row + j] + q * b[row + cols + j]
+          + r * b[row + 2 * cols + j] + s * b[row + 3 * cols + j];
+      }
+      for (; k < inner; k++) for (let j = 0, p = a[at + k]; j < cols; j++) out[to + j] += p * b[k * cols + j];
     }
     return out;
   }
 
-  const peak = a => a.reduce((m, v) => Math.max(m, Math.abs(v)), 0);
-  const energy = a => a.reduce((sum, v) => sum + v * v, 0);
-  const logNorm = a => { // squares of small numbers are zero
+  function peak(a) {
+    let most = 0;
+    for (let i = 0; i < a.length; i++) most = Math.max(most, Math.abs(a[i]));
+    return most;
+  }
+  function energy(a, size = 1) {
+    let sum = 0;
+    for (let i = 0; i < a.length; i++) sum += (a[i] / size) ** 2;
+    return sum;
+  }
+  function logNorm(a) { // squares of small numbers are zero
     const size = peak(a);
-    return size > 0 ? Math.log(size) + 0.5 * Math.log(energy(a.map(v => v / size))) : -Infinity;
-  };
+    return size > 0 ? Math.log(size) + 0.5 * Math.log(energy(a, size)) : -Infinity;
+  }
 
   /* Mean and variance of some columns of a row. */
   function moments(y, from, count, step, centred) {
