@@ -15,7 +15,7 @@ from bnmlp.measurements.isometry import isometry_gap
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.training.batchwise import Batches, optimise
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 class StackedMuon(torch.optim.Optimizer):
@@ -72,7 +72,7 @@ class StackedMuon(torch.optim.Optimizer):
         p.sub_(rate * math.sqrt(max(1, p.shape[-2] / p.shape[-1])) * way)
 
 
-def held_orthogonal(training: Iterable[Item], weights: Tensor, every: int = 1) -> Iterator[Item]:
+def held_orthogonal(training: Iterable[T], weights: Tensor, every: int = 1) -> Iterator[T]:
     """A training whose weights are replaced by their orthogonal factors on the way.
 
     Args:
@@ -139,11 +139,11 @@ def hidden_state(model: BNMLP, start: Tensor, x: Tensor, y: Tensor) -> dict[str,
         y: Labels. Shape ``(n,)`` or ``(R, n)``.
 
     Returns:
-        Of every network: ``condition``, ``worst``: median and largest condition number of its
-        matrices; ``least``: median of their least singular values over the root mean square;
-        ``moved``: median length of the change over that of the start; ``range``: log-ratio of the
-        largest to the smallest gradient, as if all matrices were of one length; ``gap``: isometry
-        gap of the last representation. Each of shape ``(R,)``.
+        One value for every network, shape ``(R,)``, under each of ``condition`` and ``worst``, the
+        median and largest condition number of its matrices; ``least``, the median of their least
+        singular values over the root mean square; ``moved``, the median length of the change over
+        that of the start; ``range``, the log-ratio of the largest to the smallest gradient, as if
+        all matrices were of one length; ``gap``, the isometry gap of the last representation.
     """
     weights = float64(model.hidden_weight.detach())
     values = torch.linalg.svdvals(weights)
