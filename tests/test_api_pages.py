@@ -10,7 +10,7 @@ import pytest
 import bnmlp
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("api.md", "api-measure.md", "api-theory.md")
+PAGES = ("api.md", "api-measure.md", "api-theory.md", "api-networks.md")
 LISTED = [
     name if name.startswith("bnmlp.") else f"bnmlp.{name}"
     for page in PAGES
