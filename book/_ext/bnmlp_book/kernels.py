@@ -142,4 +142,3 @@ def become(kernelapp: object, request: dict, parent: int) -> None:
         kernelapp.launch_new_instance([*request["argv"], f"--IPKernelApp.parent_handle={parent}"])
     finally:
         os._exit(0)
-

@@ -57,8 +57,12 @@ def _calls_of_claim(source: str) -> list[ast.Call]:
 
 
 def _literals(call: ast.Call) -> dict[str, object]:
-    """Arguments that are literals, or arithmetic with them as ``1 / 3`` or ``math.log(2)``."""
-    found = {}
+    """Arguments that are literals, or arithmetic with them as ``1 / 3`` or ``math.log(2)``.
+
+    A bound that is not given at all is None.
+    """
+    given = {keyword.arg for keyword in call.keywords}
+    found: dict[str, object] = dict.fromkeys({"low", "high"} - given)
     for keyword in call.keywords:
         names = {node.id for node in ast.walk(keyword.value) if isinstance(node, ast.Name)}
         if names <= {"math"}:
