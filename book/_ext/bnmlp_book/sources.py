@@ -57,10 +57,7 @@ def _calls_of_claim(source: str) -> list[ast.Call]:
 
 
 def _literals(call: ast.Call) -> dict[str, object]:
-    """Arguments that are literals, or arithmetic with them as ``1 / 3`` or ``math.log(2)``.
-
-    A bound that is not given at all is None.
-    """
+    """Arguments that are literals, or arithmetic as ``1 / 3``; None for a bound not given."""
     given = {keyword.arg for keyword in call.keywords}
     found: dict[str, object] = dict.fromkeys({"low", "high"} - given)
     for keyword in call.keywords:
