@@ -32,11 +32,8 @@ $(INSTALLED): requirements.txt pyproject.toml
 book: $(INSTALLED)  ## build the book into _build/html, and say what it found
 	@$(BOOK) build
 
-.notebooks/%.ipynb: %.md $(INSTALLED)
-	@mkdir -p $(@D)
-	@$(BIN)/mystnb-to-jupyter --overwrite $< $@ >/dev/null
-
-test: $(INSTALLED) $(NOTEBOOKS)  ## run unit tests, doctests and every chapter at smoke scale
+test: $(INSTALLED)  ## run unit tests, doctests and every chapter at smoke scale
+	@$(BOOK) notebooks
 	BNMLP_SCALE=smoke $(ONE_THREAD) $(BIN)/python -m pytest -m "not built" $(PARALLEL) --nbmake \
 	  tests bnmlp $(NOTEBOOKS)
 

@@ -1,5 +1,6 @@
 """One seed for every test; float64 is asked for where it matters."""
 
+import functools
 import os
 
 import hypothesis
@@ -16,6 +17,7 @@ hypothesis.settings.register_profile("bnmlp", deadline=None)
 hypothesis.settings.load_profile("bnmlp")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Give one worker all tests that share a book; xdist's own groups are lost on pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
@@ -26,6 +28,34 @@ def pytest_xdist_make_scheduler(config, log):
             return file if file.endswith("test_book_rebuild.py") else nodeid
 
     return OneBook(config, log)
+
+
+class WarmKernels:
+    """Runs chapters in kernels that start warm, as the build does; nbmake itself asks for none."""
+
+    nursery = None
+
+    def pytest_runtest_setup(self, item):
+        if not getattr(item, "nbmake", False) or self.nursery:
+            return
+        import nbmake.nb_run
+        from nbclient import NotebookClient
+
+        from bnmlp_book.kernels import Nursery, WarmKernelManager
+
+        self.nursery = WarmKernelManager.nursery = Nursery().__enter__()
+        nbmake.nb_run.NotebookClient = functools.partial(
+            NotebookClient, kernel_manager_class=WarmKernelManager
+        )
+
+    def pytest_unconfigure(self):
+        if self.nursery:
+            self.nursery.__exit__()
+
+
+def pytest_configure(config):
+    if hasattr(os, "fork"):
+        config.pluginmanager.register(WarmKernels())
 
 
 @pytest.fixture(autouse=True)

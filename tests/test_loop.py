@@ -92,7 +92,7 @@ def test_quantities_of_the_loss_are_stored_with_the_run(tmp_path):
 @pytest.mark.slow
 def test_a_run_killed_ten_times_is_bit_for_bit_the_uninterrupted_one(tmp_path):
     run = TrainingRun(
-        dataset="mnist5k", samples=400, depth=200, replicas=2, learning_rate=0.01, epochs=20,
+        dataset="mnist5k", samples=400, depth=100, replicas=2, learning_rate=0.01, epochs=20,
         measure_every=15, calibration_samples=300,
     )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""``python -m bnmlp_book build`` builds the book and says what it found; ``check`` is strict."""
+"""``python -m bnmlp_book build`` builds the book and says what it found; ``check`` is strict.
+
+``notebooks`` writes every chapter as a notebook.
+"""
 
 import shutil
 import signal
@@ -57,5 +60,20 @@ def check() -> int:
     return 1 if problems else 0
 
 
+def notebooks() -> int:
+    """Write every chapter as a notebook into ``.notebooks``, for nbmake."""
+    import nbformat
+    from myst_nb.core.read import read_myst_markdown_notebook
+
+    from . import sources
+
+    for page in sources.pages(ROOT):
+        if sources.code_cells(page):
+            path = (ROOT / ".notebooks" / page.relative_to(ROOT)).with_suffix(".ipynb")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(read_myst_markdown_notebook(page.read_text("utf8"), path=page), path)
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit({"build": build, "check": check}[sys.argv[1]]())
+    sys.exit({"build": build, "check": check, "notebooks": notebooks}[sys.argv[1]]())

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from jupyter_client import AsyncKernelManager
 
@@ -23,8 +24,10 @@ class Nursery:
 
     def __enter__(self) -> "Nursery":
         """Start it; the first kernel waits for its imports."""
+        paths = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from bnmlp_book.kernels import serve; serve()"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         return self
