@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 
 import hypothesis
 import pytest
@@ -56,6 +57,20 @@ class WarmKernels:
 def pytest_configure(config):
     if hasattr(os, "fork"):
         config.pluginmanager.register(WarmKernels())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, driven by Playwright."""
+    names = "chromium", "google-chrome"
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not path:
+        pytest.skip("no Chromium: install it or set CHROMIUM to its path")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Every page opens in a browser without errors: phone and desktop, light and dark."""
 
-import os
-import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,13 +10,11 @@ import pytest
 SITE = Path(__file__).parents[1] / "_build" / "html"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in (SITE / "book").rglob("*.html"))
 OTHERS = ["404.html", "genindex.html", "search.html?q=network"] if PAGES else []
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 pytestmark = [
     pytest.mark.built,
     pytest.mark.browser,
     pytest.mark.skipif(not PAGES, reason="no book in _build/html: run make book first"),
-    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: install it or set CHROMIUM to its path"),
 ]
 
 UNRENDERED = """() => {
@@ -76,15 +72,6 @@ def address():
     server.shutdown()
     thread.join()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import math
-import os
 import re
 import shutil
 from pathlib import Path
@@ -30,7 +29,6 @@ from bnmlp.theory.meanfield import (
 )
 
 STATIC = Path(__file__).parents[1] / "book" / "_static"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 MOST_BYTES = 150_000
 START = {
     "width": 16, "depth": 20, "samples": 16, "init": "orthogonal", "norm": "batch",
@@ -41,10 +39,7 @@ HEAD, LABELS, OTHERS = 100001, 100002, 100003  # streams of random numbers
 CLASSES, BATCHES, STEPS = 10, 4, 40
 SMALL = "#depth=10&width=10"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: install it or set CHROMIUM to its path"),
-]
+pytestmark = pytest.mark.browser
 
 
 # The explorer's random numbers, for many streams at a time.
@@ -143,15 +138,6 @@ def gap_of(x, directions):
 
 def setting(**changes):
     return START | changes
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
