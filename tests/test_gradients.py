@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 from bnmlp import BNMLP, deep_gradient_norms, explosion_rate, gradient_norms
-from bnmlp.measurements.gradients import _by_autograd, _norm
+from bnmlp.measurements.gradients import _norm
+from bnmlp.networks.plain import PlainNetwork
 from bnmlp.networks.replicas import subset
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -140,6 +141,15 @@ def test_drawing_weights_twice_changes_nothing(init, depth, activation):
     torch.testing.assert_close(deep, gradient_norms(model, x, y), rtol=1e-12, atol=0)
 
 
+def test_layer_normalisation_goes_as_deep():
+    options = {"norm": "layer", "activation": "sin", "replicas": 2, "unit_norm": True}
+    x, y = torch.randn(8, 6), torch.randint(3, (8,))
+    model = BNMLP(6, 5, 30, 3, dtype=torch.float64, **options)
+    deep = deep_gradient_norms(x, y, width=5, depth=30, out_features=3, **options)
+    plain = [PlainNetwork(model, r).gradient_norms(x, y) for r in range(2)]
+    torch.testing.assert_close(deep, torch.stack(plain, 1), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("stacks", [0, 1, 4, 6, 7])
 def test_spare_memory_changes_nothing(stacks, monkeypatch):
     x, y = torch.randn(3, 8, 6), torch.randint(3, (3, 8))
@@ -170,7 +180,7 @@ def test_deep_norms_equal_autograd_at_depth_2000():
     deep = deep_gradient_norms(x, y, width=20, depth=2000, out_features=3, activation="tanh",
                                gain=0.3)  # fmt: skip
     model = BNMLP(30, 20, 2000, 3, activation="tanh", gain=0.3, dtype=torch.float64)
-    plain = _by_autograd(model, x, y[None])[0].exp()
+    plain = PlainNetwork(model).gradient_norms(x, y)[:, None]
     error = ((deep - plain).abs() / plain).max().item()
     assert error < 1e-6, f"relative error {error:.1e}"
 
@@ -178,7 +188,6 @@ def test_deep_norms_equal_autograd_at_depth_2000():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "layer"}, "norm must be"),
         ({"bias": True}, "change nothing"),
         ({"dtype": torch.float32}, "convert x"),
         ({"depth": 0}, "depth must be"),

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from test_mlp import IN, OUT, WIDTH, N, randomise
 
 from bnmlp import ACTIVATIONS, BNMLP, evaluate, gradient_norms, sgd_step
-from bnmlp.networks import engine
+from bnmlp.networks import engine, fused
+from bnmlp.networks.eager import _tanh
 from bnmlp.networks.plain import PlainNetwork
 from bnmlp.networks.replicas import subset
 from bnmlp.training.step import _graph_key
@@ -16,9 +17,19 @@ from bnmlp.training.step import _graph_key
 pytestmark = pytest.mark.usefixtures("float64")
 
 
+@pytest.fixture(params=["compiled", "eager"])
+def passes(request, monkeypatch):
+    """The two ways between the matrix products; one alone where there is no compiler."""
+    if request.param == "eager":
+        monkeypatch.setattr(fused, "library", lambda x: None)
+    elif fused.library(torch.zeros(1)) is None:
+        pytest.skip("no C compiler here")
+    return request.param
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
-def test_steps_are_those_of_plain_pytorch(norm, activation):
+def test_steps_are_those_of_plain_pytorch(norm, activation, passes):
     flags = itertools.product(
         ("norm_act", "act_norm"), (True, False), (True, False), (True, False), (True, False)
     )
@@ -67,7 +78,7 @@ def test_steps_are_those_of_plain_pytorch(norm, activation):
 
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("unit", [True, False])
-def test_running_averages_of_a_step_are_those_of_a_forward_pass(center, unit):
+def test_running_averages_of_a_step_are_those_of_a_forward_pass(center, unit, passes):
     def build():
         return BNMLP(IN, WIDTH, 6, OUT, activation="tanh", center=center, unit_norm=unit,
                      replicas=2, dtype=torch.float64)  # fmt: skip
@@ -119,14 +130,14 @@ def test_bad_learning_rates_are_refused(learning_rate):
 
 def test_the_fast_hyperbolic_tangent_is_accurate_in_float32():
     x = torch.cat([torch.linspace(-12, 12, 200_001), torch.logspace(-8, 0, 1000)]).float()
-    fast, exact = engine._tanh(x, torch.empty_like(x)), torch.tanh(x.double())
+    fast, exact = _tanh(x, torch.empty_like(x)), torch.tanh(x.double())
     error = (fast - exact).abs().max().item()
     assert error < 2e-7, f"absolute error {error:.1e}"
     small = x.double()
-    torch.testing.assert_close(engine._tanh(small, torch.empty_like(small)), exact)
+    torch.testing.assert_close(_tanh(small, torch.empty_like(small)), exact)
 
 
-def test_steps_with_other_choices_are_those_of_autograd():
+def test_steps_with_other_choices_are_those_of_autograd(passes):
     x, y = torch.randn(N, IN), torch.randint(OUT, (N,))
     changed = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", dtype=torch.float64)
     for name, value in (("activation", "sin"), ("order", "act_norm"), ("center", False),
@@ -144,7 +155,7 @@ def test_steps_with_other_choices_are_those_of_autograd():
 
 @pytest.mark.parametrize("order", ["norm_act", "act_norm"])
 @pytest.mark.parametrize("options", [{}, {"affine": True, "bias": True}, {"norm": "none"}])
-def test_replicas_of_different_kinds_are_the_networks_they_are_alone(order, options):
+def test_replicas_of_different_kinds_are_the_networks_they_are_alone(order, options, passes):
     kinds = [("identity", 0.0), ("tanh", 0.4), ("tanh", 0.0), ("sin", 0.2), ("relu", 0.0)]
     common = {"order": order, "dtype": torch.float64, **options}
     activation, exponent = zip(*kinds, strict=True)
@@ -206,7 +217,7 @@ NAMES = ("input_weight", "hidden_weight", "output_weight", "layer_bias", "output
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 @pytest.mark.parametrize("frozen", [*((name,) for name in NAMES), NAMES])
-def test_frozen_parameters_stay_and_the_others_move_as_with_torchs_optimiser(frozen, norm):
+def test_frozen_parameters_stay_and_the_others_move_as_with_torchs_optimiser(frozen, norm, passes):
     def build():
         model = BNMLP(IN, WIDTH, 4, OUT, activation="tanh", norm=norm, bias=True, affine=True,
                       replicas=2, dtype=torch.float64)  # fmt: skip
@@ -238,7 +249,7 @@ def fixed_batch():
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-4, 1e-2, 1.0])
-def test_running_variances_of_nearly_constant_rows_are_not_negative(scale):
+def test_running_variances_of_nearly_constant_rows_are_not_negative(scale, passes):
     model = BNMLP(IN, WIDTH, 3, OUT, init_gain=scale)
     x, y = torch.randn(N, IN).float(), torch.randint(OUT, (N,))
     model.momentum = 1.0

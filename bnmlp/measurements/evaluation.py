@@ -18,7 +18,7 @@ from bnmlp.layers.seeds import random_order
 from bnmlp.machine.modes import outside_modes
 from bnmlp.machine.precision import float64
 from bnmlp.measurements.recalibration import NORMS, input_of, recalibrate_module
-from bnmlp.networks.engine import activate, is_one
+from bnmlp.networks.eager import activate, is_one
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import (
     Network,

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnmlp.machine.modes import ordinary, outside_modes
@@ -92,7 +91,7 @@ def deep_gradient_norms(
         Norms, input layer first, output layer last, float64. Shape ``(depth + 1, R)``.
 
     Raises:
-        ValueError: As :class:`BNMLP` and :func:`gradient_norms`, and for layer normalisation.
+        ValueError: As :class:`BNMLP` and :func:`gradient_norms`, and for an affine part or bias.
     """
     if x.ndim < 2:
         raise ValueError(f"deep_gradient_norms: samples are rows, got shape {tuple(x.shape)}")
@@ -100,8 +99,6 @@ def deep_gradient_norms(
         raise ValueError("deep_gradient_norms: dtype and device are those of x; convert x")
     # On the device "meta" the model is a description without weights.
     model = BNMLP(x.shape[-1], width, depth, out_features, dtype=x.dtype, device="meta", **options)
-    if not engine.supports(model):
-        raise ValueError("deep_gradient_norms: norm must be 'batch' or 'none'")
     if model.affine or model.layer_bias is not None:
         raise ValueError("deep_gradient_norms: affine and bias change nothing at initialisation")
     model.check_shape(x)
@@ -175,9 +172,15 @@ def explosion_rate(
     return -(centred @ (logs - logs.mean(0))) / centred.square().sum()
 
 
+@torch.no_grad()
 def _log_norms(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithms of the norms, and which networks have one below the range of the type."""
-    return _by_hand(model, x, y) if engine.supports(model) else _by_autograd(model, x, y)
+    weights = (*model.layer_weights(), model.output_weight)
+
+    def weights_of(layers: range) -> Sequence[Tensor]:
+        return weights[layers.start : layers.stop]
+
+    return _record(model, x, y, weights_of, spare=SPARE)
 
 
 def _in_float64(model: BNMLP, x: Tensor, y: Tensor, replicas: list[int]) -> Tensor:
@@ -185,16 +188,6 @@ def _in_float64(model: BNMLP, x: Tensor, y: Tensor, replicas: list[int]) -> Tens
     exact = float64(subset(model, replicas), x.device)
     x = float64(x if x.ndim == 2 else x[replicas])
     return _log_norms(exact, x, y[replicas].to(x.device))[0]
-
-
-@torch.no_grad()
-def _by_hand(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    weights = (*model.layer_weights(), model.output_weight)
-
-    def weights_of(layers: range) -> Sequence[Tensor]:
-        return weights[layers.start : layers.stop]
-
-    return _record(model, x, y, weights_of, spare=SPARE)
 
 
 def _record(
@@ -216,18 +209,6 @@ def _record(
     scale = torch.stack([scales[layer] for layer in range(model.depth + 1)])
     held = logs - scale.to(logs)  # logarithms of the numbers that were computed
     return logs, (held < math.log(torch.finfo(x.dtype).tiny)).any(0)
-
-
-@torch.enable_grad()
-def _by_autograd(model: BNMLP, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    if not all(p.requires_grad for p in model.parameters()):
-        model = subset(model, range(model.replicas))
-    logits, y = model.logits(ordinary(x)).flatten(0, 1), ordinary(y).flatten()
-    loss = F.cross_entropy(logits, y, reduction="sum") / x.shape[-2]
-    weights = (model.input_weight, model.hidden_weight, model.output_weight)
-    first, hidden, last = torch.autograd.grad(loss, weights, materialize_grads=True)
-    norms = torch.cat([_norm(first)[None], _norm(hidden), _norm(last)[None]])
-    return norms.log(), (norms < torch.finfo(x.dtype).tiny).any(0)
 
 
 def _checked(logs: Tensor, log: bool) -> Tensor:

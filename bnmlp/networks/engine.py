@@ -14,81 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from bnmlp.layers.activations import activation_parts
 from bnmlp.machine.memory import fresh
+from bnmlp.networks import eager, fused
 from bnmlp.networks.mlp import BNMLP
-
-aten = torch.ops.aten
-SELU = (1.6732632423543772, 1.0507009873554805)
-
-
-def tanh_by_sigmoid(x: Tensor) -> bool:
-    """Whether tanh is computed as 2 sigmoid(2x) - 1, several times faster.
-
-    The absolute error of that form is below 2e-7, that is one or two units of float32 at 1.
-
-    Args:
-        x: What tanh is to be taken of.
-
-    Returns:
-        True for float32 on a CPU.
-    """
-    return x.dtype == torch.float32 and x.device.type == "cpu"
-
-
-def _tanh(x: Tensor, out: Tensor) -> Tensor:
-    if not tanh_by_sigmoid(x):
-        return torch.tanh(x, out=out)
-    return _tanh_of_half(torch.mul(x, 2, out=out), out)
-
-
-def _tanh_of_half(x: Tensor, out: Tensor) -> Tensor:
-    torch.sigmoid(x, out=out)
-    return torch.add(MINUS_ONE, out, alpha=2, out=out)
-
-
-MINUS_ONE = torch.tensor(-1.0, dtype=torch.float32, device="cpu")
-ACTIVATE = {
-    "identity": lambda x, out: out.copy_(x),
-    "tanh": _tanh,
-    "sin": lambda x, out: torch.sin(x, out=out),
-    "relu": lambda x, out: torch.clamp_min(x, 0, out=out),
-    "leaky_relu": lambda x, out: aten.leaky_relu.out(x, 0.01, out=out),
-    "selu": lambda x, out: aten.elu.out(x, *SELU, out=out),
-}
-# Gradient of the activation's input from that of its output; all but sin need the output only.
-DEACTIVATE = {
-    "identity": lambda grad, x, out: grad,
-    "tanh": lambda grad, x, out: aten.tanh_backward(grad, out),
-    "sin": lambda grad, x, out: torch.cos(x).mul_(grad),
-    "relu": lambda grad, x, out: aten.threshold_backward(grad, out, 0),
-    "leaky_relu": lambda grad, x, out: aten.leaky_relu_backward(grad, out, 0.01, True),
-    "selu": lambda grad, x, out: aten.elu_backward(grad, *SELU, 1.0, True, out),
-}
-
-
-def activate(parts: list[tuple[slice, str]], x: Tensor, out: Tensor) -> Tensor:
-    """Activations of runs of replicas, into ``out``, which may be ``x``."""
-    if len(parts) == 1:
-        return ACTIVATE[parts[0][1]](x, out)
-    for part, name in parts:
-        ACTIVATE[name](x[part], out[part])
-    return out
-
-
-def is_one(gain: float | Tensor) -> bool:
-    """Whether a gain changes nothing."""
-    return not isinstance(gain, Tensor) and gain == 1
-
 
 # Called with a layer's index, its weights (R, d, m), the gradient of its linear stage (R, d, n) and
 # its input (R, m, n). It may change the weights.
 Visit = Callable[[int, Tensor, Tensor, Tensor], None]
-
-
-def supports(model: BNMLP) -> bool:
-    """Whether the model is one that :class:`Stack` computes; autograd serves for the others."""
-    return model.norm == "none" or (model.norm == "batch" and model.training)
 
 
 class Stack:
@@ -104,30 +36,33 @@ class Stack:
         # Weak, since a stack is kept for its model: a strong reference would keep both for ever.
         self.model, self.made_for = weakref.proxy(model), key_of(model, x)
         self.recipe, self.n, self.first = model.recipe, x.shape[-2], 0
-        n, recipe, capacity = self.n, self.recipe, capacity or model.depth
-        shape = (capacity, recipe.replicas, recipe.width, n)
+        recipe, capacity = self.recipe, capacity or model.depth
+        shape = (capacity, recipe.replicas, recipe.width, self.n)
+        self.act_norm = recipe.order == "act_norm"
+        self.averaged = recipe.norm == "batch" and not model.training
+        self.fixed = recipe.norm == "none" or self.averaged  # statistics that no batch changes
+        summed = recipe.width if recipe.norm == "layer" else self.n
+        self.eps = recipe.eps / summed if recipe.unit_norm else recipe.eps
+        self.scale = 1 / math.sqrt(summed) if recipe.unit_norm and not self.fixed else 1.0
         self.gains = model.gains_like(x)
-        self.parts = activation_parts(recipe.activation)
-        names = {name for _, name in self.parts}
-        self.linear_only = names == {"identity"}
-        self.tanh_only = names == {"tanh"} and tanh_by_sigmoid(x)
         self.linear = fresh(shape, x.dtype, x.device).unbind()
         self.out = fresh(shape, x.dtype, x.device).unbind()
-        # The stage between normalisation and activation, kept only where its gradient needs it.
-        self.keeps_middle = recipe.order == "act_norm" or "sin" in names
-        self.middle = (
-            fresh(shape, x.dtype, x.device).unbind()
-            if self.keeps_middle
-            else (x.new_empty(shape[1:]),) * capacity
-        )
-        self.nbytes = (2 + self.keeps_middle) * math.prod(shape) * x.dtype.itemsize
-        self.means, self.rstds = x.new_zeros(*shape[:-1], 1), x.new_ones(*shape[:-1], 1)
+        thirds = self.act_norm or "sin" in str(recipe.activation)  # some keep a third stage
+        self.nbytes = (2 + thirds) * math.prod(shape) * x.dtype.itemsize
+        # What is between the two stages, for layers whose way back needs it.
+        kept = fresh(shape, x.dtype, x.device) if self.act_norm else x.new_empty(shape[1:])
+        self.middle = kept.unbind() if self.act_norm else (kept,) * capacity
+        each = (*shape[:2], 1, self.n) if recipe.norm == "layer" else (*shape[:-1], 1)
+        self.means, self.rstds = x.new_zeros(each), x.new_ones(each)
         self.mean, self.rstd = self.means.unbind(), self.rstds.unbind()
-        self.eps = recipe.eps / n if recipe.unit_norm else recipe.eps
-        self.scale = 1 / math.sqrt(n) if recipe.unit_norm else 1.0
-        self.constants: dict[float, Tensor] = {}
-        if recipe.affine:  # gradients of the last backward pass, (layers, R, d)
-            self.norm_weight_grad, self.norm_bias_grad = x.new_zeros(2, *shape[:-1]).unbind()
+        # Gradients of the last way back, each (layers, R, d); None where there is no parameter.
+        per_unit = (model.depth, *shape[1:-1])
+        self.bias_grad = x.new_zeros(per_unit) if recipe.bias else None
+        self.has_affine = recipe.affine and recipe.norm != "none"
+        self.norm_weight_grad = x.new_zeros(per_unit) if self.has_affine else None
+        self.norm_bias_grad = x.new_zeros(per_unit) if self.has_affine else None
+        self.spare = [x.new_empty(shape[1:]) for _ in range(2)]
+        self.passes = fused.passes(self, x) or eager.Eager(self, x)
 
     def forward(self, weights: Sequence[Tensor], h: Tensor, first: int = 0) -> Tensor:
         """Run some layers and keep what the way back needs.
@@ -140,28 +75,23 @@ class Stack:
         Returns:
             Representation that leaves, a view of a buffer. Shape ``(R, d, n)``.
         """
-        act_norm, bias = self.recipe.order == "act_norm", self.model.layer_bias
         self.first = first
+        self._prepare(slice(first, first + len(weights)))
         for i, weight in enumerate(weights):
-            gain = self.gains[first + i]
-            z = torch.bmm(weight, h, out=self.linear[i])
-            if bias is not None:
-                z += bias[first + i].unsqueeze(-1)
-            if act_norm:
-                if not is_one(gain):
-                    z *= gain
-                y = activate(self.parts, z, self.middle[i])
-                self._normalize(i, y, 1.0, self.out[i])
-            elif self.linear_only:
-                self._normalize(i, z, gain, self.out[i])
-            elif self.tanh_only:  # the factor of 2 costs nothing where it joins the gain
-                y = self._normalize(i, z, 2 * gain, self.middle[i])
-                _tanh_of_half(y, self.out[i])
-            else:
-                y = self._normalize(i, z, gain, self.middle[i])
-                activate(self.parts, y, self.out[i])
+            torch.bmm(weight, h, out=self.linear[i])
+            self.passes.forward(i, first + i)
             h = self.out[i]
         return h
+
+    def _prepare(self, layers: slice) -> None:
+        model = self.model
+        affine = (model.norm_weight, model.norm_bias) if self.has_affine else (None, None)
+        self.passes.prepare(model.layer_bias, *affine)
+        if self.averaged:
+            kept = layers.stop - layers.start
+            self.means[:kept] = model.running_mean[layers].unsqueeze(-1)
+            var = model.running_var[layers].unsqueeze(-1)
+            torch.rsqrt(var + self.recipe.eps, out=self.rstds[:kept])
 
     def backward(
         self, weights: Sequence[Tensor], x: Tensor, grad: Tensor, visit: Visit
@@ -171,26 +101,21 @@ class Stack:
         Args:
             weights: As given to :meth:`forward`.
             x: As ``h`` given to :meth:`forward`.
-            grad: Gradient of the representation that left. Shape ``(R, d, n)``.
+            grad: Gradient of the representation that left, which is overwritten.
+                Shape ``(R, d, n)``.
             visit: Called for each layer, last first.
 
         Returns:
-            Gradient of the representation that entered, None if that is the network's input.
-            Shape ``(R, m, n)``.
+            Gradient of the representation that entered, in a buffer, None if that is the
+            network's input. Shape ``(R, m, n)``.
         """
-        act_norm = self.recipe.order == "act_norm"
         for i in reversed(range(len(weights))):
             layer = self.first + i
-            gain = self.gains[layer]
-            if act_norm:
-                grad = self._denormalize(i, grad, self.middle[i], 1.0)
-                grad = self._deactivate(grad, self.linear[i], self.middle[i])
-                if not is_one(gain):
-                    grad = grad * gain
-            else:
-                grad = self._deactivate(grad, self.middle[i], self.out[i])
-                grad = self._denormalize(i, grad, self.linear[i], gain)
-            below = torch.bmm(weights[i].mT, grad) if layer else None
+            grad = self.passes.backward(i, layer, grad)
+            below = None
+            if layer:
+                free = self.spare[grad.data_ptr() == self.spare[0].data_ptr()]
+                below = torch.bmm(weights[i].mT, grad, out=free)
             visit(layer, weights[i], grad, self.out[i - 1] if i else x)
             if below is None:
                 return None
@@ -198,9 +123,9 @@ class Stack:
         return grad
 
     def update_averages(self) -> None:
-        """Move the running averages of all layers towards the last forward pass."""
+        """Move the running averages of all layers towards the last forward pass in training."""
         model, recipe = self.model, self.recipe
-        if recipe.norm != "batch":
+        if recipe.norm != "batch" or self.averaged:
             return
         var = (self.rstds.squeeze(-1) ** -2 - self.eps).clamp_min_(0)  # rounding may take it below
         if recipe.unit_norm:
@@ -210,70 +135,6 @@ class Stack:
         model.running_var.lerp_(var, model.momentum)
         if recipe.center:
             model.running_mean.lerp_(self.means.squeeze(-1), model.momentum)
-
-    def _deactivate(self, grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
-        """Gradient of the activation's input; that of its output may be overwritten."""
-        if len(self.parts) == 1:
-            return DEACTIVATE[self.parts[0][1]](grad, x, out)
-        for part, name in self.parts:
-            if name != "identity":
-                grad[part] = DEACTIVATE[name](grad[part], x[part], out[part])
-        return grad
-
-    def _normalize(self, i: int, z: Tensor, gain: float | Tensor, out: Tensor) -> Tensor:
-        """Normalise, apply the affine part, multiply by ``gain``; ``out`` may be used."""
-        recipe = self.recipe
-        if isinstance(gain, Tensor):
-            return self._normalize(i, z, 1.0, out).mul_(gain)
-        if recipe.norm == "none":
-            return torch.mul(z, gain, out=out)
-        scale = self.scale if recipe.affine else self.scale * gain
-        if recipe.center:
-            y, mean, rstd = aten.native_layer_norm(z, [self.n], self._vector(scale), None, self.eps)
-            self.mean[i].copy_(mean)
-            self.rstd[i].copy_(rstd)
-            if self.keeps_middle or out is self.out[i]:
-                y = out.copy_(y)
-        else:
-            torch.linalg.vector_norm(z, dim=-1, keepdim=True, out=self.rstd[i])
-            self.rstd[i].square_().div_(self.n).add_(self.eps).rsqrt_()
-            y = torch.mul(z, self.rstd[i] * scale, out=out)
-        if recipe.affine:
-            layer = self.first + i
-            y *= gain * self.model.norm_weight[layer].unsqueeze(-1)
-            y += gain * self.model.norm_bias[layer].unsqueeze(-1)
-        return y
-
-    def _denormalize(self, i: int, grad: Tensor, z: Tensor, gain: float | Tensor) -> Tensor:
-        """Gradient of the normalisation's input ``z`` from that of its output times ``gain``."""
-        recipe = self.recipe
-        if isinstance(gain, Tensor):
-            return self._denormalize(i, grad * gain, z, 1.0)
-        if recipe.norm == "none":
-            return grad * gain if gain != 1 else grad
-        scale = self.scale * gain
-        if recipe.affine:
-            layer = self.first + i
-            xhat = (z - self.mean[i]).mul_(self.rstd[i] * scale)
-            self.norm_weight_grad[i] = torch.linalg.vecdot(grad, xhat)
-            self.norm_bias_grad[i] = grad.sum(-1).mul_(gain)
-            grad = grad * self.model.norm_weight[layer].unsqueeze(-1)
-        if recipe.center:
-            return aten.native_layer_norm_backward(
-                grad, z, [self.n], self.mean[i], self.rstd[i], self._vector(scale), None,
-                [True, False, False],
-            )[0]  # fmt: skip
-        # d/dz of z r(z), r = (|z|^2 / n + eps)^(-1/2):  r (g - z r^2 <g, z> / n)
-        rstd = self.rstd[i]
-        along = torch.linalg.vecdot(grad, z).unsqueeze(-1).mul_(rstd.square()).div_(-self.n)
-        return torch.addcmul(grad, z, along).mul_(rstd * scale)
-
-    def _vector(self, value: float) -> Tensor | None:
-        if value == 1:
-            return None
-        if value not in self.constants:
-            self.constants[value] = self.means.new_full((self.n,), value)
-        return self.constants[value]
 
 
 _STACKS: "weakref.WeakKeyDictionary[BNMLP, Stack]" = weakref.WeakKeyDictionary()
@@ -287,9 +148,9 @@ def key_of(model: BNMLP, x: Tensor) -> tuple[object, ...]:
         x: A batch. Shape ``(..., n, features)``.
 
     Returns:
-        Size, type and device of the batch, and the recipe.
+        Size, type and device of the batch, the recipe, and whose statistics normalise.
     """
-    return x.shape[-2], x.dtype, x.device, model.recipe
+    return x.shape[-2], x.dtype, x.device, model.recipe, model.training
 
 
 def stack_of(model: BNMLP, x: Tensor) -> Stack:
