@@ -1,4 +1,4 @@
-"""The ``bnmlp`` command: train, run, status, data, measure."""
+"""The ``bnmlp`` command: train, run, status, data, measure, bench."""
 
 import inspect
 import json
@@ -301,6 +301,32 @@ def measure_network(
             if path is not None:
                 write(path)
                 typer.echo(f"written: {path}")
+
+
+@app.command("bench")
+def bench_here(
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="threads, one by default and as many as cores")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="how often each way is timed")] = 5,
+    quick: Annotated[bool, typer.Option(help="twenty layers, to try it")] = False,
+    csv: Annotated[Path | None, typer.Option(help="store all times with what was timed")] = None,
+) -> None:
+    """Time the engine beside plain PyTorch, matrix products alone and, if installed, JAX."""
+    from bnmlp.diagnosis.bench import table
+
+    with _plain_errors("interrupted; nothing was written"):
+        if csv is not None and not csv.parent.is_dir():
+            raise ValueError(f"there is no folder {csv.parent} to write {csv.name} into")
+        numbers = threads or sorted({1, len(table.cores())})
+        times = table.bench(numbers, rounds=rounds, quick=quick, say=_say)
+        typer.echo(table.machine())
+        with pd.option_context("display.width", 200, "display.max_rows", None):
+            typer.echo(times.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+            typer.echo(table.ratios(times).to_string())
+        if csv is not None:
+            table.store(times, csv)
+            typer.echo(f"written: {csv}")
 
 
 def _status_row(folder: Path) -> dict[str, object]:

@@ -1,5 +1,8 @@
+import contextlib
 import gc
 import itertools
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -12,6 +15,7 @@ from bnmlp.networks import engine, fused
 from bnmlp.networks.eager import _tanh
 from bnmlp.networks.plain import PlainNetwork
 from bnmlp.networks.replicas import subset
+from bnmlp.training import step
 from bnmlp.training.step import _graph_key
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -55,7 +59,7 @@ def test_steps_are_those_of_plain_pytorch(norm, activation, passes):
         )
         plain = [PlainNetwork(model, r) for r in range(2)]
         optimisers = [torch.optim.SGD(p.parameters(), lr=0.05) for p in plain]
-        for step in range(4):
+        for number in range(4):
             x, y = torch.randn(2, N, IN), torch.randint(OUT, (2, N))
             losses = sgd_step(model, x, y, 0.05)
             for r, (p, optimiser) in enumerate(zip(plain, optimisers, strict=True)):
@@ -63,7 +67,7 @@ def test_steps_are_those_of_plain_pytorch(norm, activation, passes):
                 loss = F.cross_entropy(p(x[r]), y[r])
                 loss.backward()
                 optimiser.step()
-                assert losses[r].item() == pytest.approx(loss.item(), rel=1e-9), f"{step} {model}"
+                assert losses[r].item() == pytest.approx(loss.item(), rel=1e-9), f"{number} {model}"
         x = torch.randn(2, N, IN)
         for training in (False, True):  # a plain forward pass in training moves averages
             model.train(training)
@@ -289,3 +293,145 @@ def test_a_graph_is_keyed_by_everything_it_has_fixed():
     address = model.gains_like(x)[0].data_ptr()
     model.gains_like(x.float())
     assert model.gains_like(x)[0].data_ptr() == address, "gains in a graph stay where they are"
+
+
+def units(bias=True, affine=True, **options):
+    options = {"activation": ("tanh", "sin"), "replicas": 2} | options
+    return randomise(BNMLP(IN, WIDTH, 60, OUT, bias=bias, affine=affine, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("order", ["norm_act", "act_norm"])
+def test_recomputing_changes_no_bit(dtype, order):
+    """Also where gradients grow by many powers of ten on the way."""
+    torch.manual_seed(0)
+    kept = units(order=order, dtype=dtype)
+    again = kept.with_choices()
+    for name, p in again.named_parameters():  # memory of its own
+        setattr(again, name, torch.nn.Parameter(p.detach().clone()))
+    x, y = torch.randn(N, IN, dtype=dtype), torch.randint(OUT, (N,))
+    for _ in range(3):
+        losses = sgd_step(kept, x, y, 1e-6, recompute=False)
+        assert torch.equal(sgd_step(again, x, y, 1e-6, recompute=True), losses)
+    for name, value in kept.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    moved = units(order=order, dtype=dtype).hidden_weight - kept.hidden_weight
+    assert moved.abs().max() > 0
+
+
+def test_buffers_that_would_take_a_quarter_of_the_memory_are_recomputed(monkeypatch):
+    model = units(dtype=torch.float64)
+    x, y = torch.randn(N, IN), torch.randint(OUT, (N,))
+    needed = engine.step_bytes(model, N) * 60 * 2
+    for memory, kept in ((4.1 * needed, True), (3.9 * needed, False)):
+        monkeypatch.setattr(step, "_memory", lambda size=memory: size)
+        engine._STACKS.clear()
+        sgd_step(model, x, y, 0.1)
+        assert (model in engine._STACKS) == kept
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("order", ["norm_act", "act_norm"])
+def test_the_memory_of_a_step_is_the_formula(norm, affine, order):
+    held = {}
+    for depth in (3, 10):
+        model = BNMLP(IN, WIDTH, depth, OUT, norm=norm, affine=affine, bias=affine, order=order,
+                      replicas=2, dtype=torch.float64)  # fmt: skip
+        stack = engine.Stack(model, torch.randn(N, IN))
+        own = [t for v in vars(stack).values() for t in (v if isinstance(v, tuple) else [v])]
+        tensors = [*own, *stack.spare, *model.parameters(), *model.buffers()]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+                    for t in tensors if isinstance(t, torch.Tensor)}  # fmt: skip
+        held[depth] = sum(storages.values())
+    each = (held[10] - held[3]) / 7 / 2
+    assert each == engine.step_bytes(model, N), f"{each} bytes"
+
+
+@pytest.mark.slow
+def test_ten_thousand_layers_train_in_two_gibibytes():
+    code = """
+import resource, torch
+from bnmlp import BNMLP, sgd_step
+x, y = torch.randn(100, 784), torch.arange(100) % 10
+model = BNMLP(784, 100, 10_000, 10, activation="tanh", gain_exponent=0.4)
+before = model.running_var.clone()
+for _ in range(2):
+    print(sgd_step(model, x, y, 1e-3, recompute=True).item())
+assert not torch.equal(before, model.running_var)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    first, second, gibibytes = map(float, found.stdout.split())
+    assert second < first
+    assert gibibytes < 2
+
+
+class Recorded:
+    """A CUDA graph on a CPU: what was called while it was recorded is called again."""
+
+    def __init__(self):
+        self.calls = []
+
+    def replay(self):
+        for function, arguments, results in self.calls:
+            for kept, value in zip(results, function(*arguments), strict=True):
+                kept.copy_(value)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The path of CUDA graphs on this CPU, and the graphs that were made."""
+    made, by_hand = [], step._step_by_hand
+
+    @contextlib.contextmanager
+    def recording(graph):
+        made.append(graph)
+
+        def record(*arguments):
+            results = by_hand(*arguments)
+            graph.calls.append((by_hand, arguments, results))
+            return results
+
+        with monkeypatch.context() as patch:
+            patch.setattr(step, "_step_by_hand", record)
+            yield
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(fused, "library", lambda x: None)  # as on a GPU
+    return made
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": True, "bias": True}, {"order": "act_norm"}])
+def test_steps_of_a_replayed_graph_are_those_without_one(options, graphs):
+    def build():
+        return randomise_alike(BNMLP(IN, WIDTH, 4, OUT, activation=("tanh", "sin"), replicas=2,
+                                     dtype=torch.float64, **options))  # fmt: skip
+
+    replayed, plain = build(), build()
+    for number, n in enumerate((N, N, N - 1, N)):
+        x, y = torch.randn(n, IN), torch.randint(OUT, (2, n))
+        rate = 0.1 / (1 + number)
+        found = step._graphed_step(replayed, x, y, rate)
+        expected = step._step_by_hand(plain, x, y, torch.tensor(rate))
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours, theirs)
+        for name, value in plain.state_dict().items():
+            assert torch.equal(replayed.state_dict()[name], value), f"step {number}: {name}"
+    assert len(graphs) == 3, "one for each change of the batch's size, none where it stays"
+    replayed.momentum = 0.5
+    step._graphed_step(replayed, x, y, 0.1)
+    assert len(graphs) == 4, "a graph has the momentum in it"
+
+
+def randomise_alike(model):
+    torch.manual_seed(5)
+    return randomise(model)

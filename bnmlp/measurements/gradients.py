@@ -15,7 +15,7 @@ from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import as_network, labels_like
 from bnmlp.networks.replicas import subset
 
-SPARE = 2**29  # bytes for buffers that save computing representations twice
+SPARE = 2**30  # bytes for buffers that save computing representations twice
 
 
 class NotFiniteError(ValueError):
@@ -201,13 +201,13 @@ def _record(
     logs = torch.empty(model.depth + 1, model.replicas, dtype=torch.float64, device=place)
     scales: dict[int, Tensor] = {}
 
-    def record(layer: int, grad: Tensor, h: Tensor, log_scale: Tensor) -> None:
-        logs[layer] = _norm(torch.bmm(grad, h.mT)).log() + log_scale.to(place)
-        scales[layer] = log_scale
+    def record(layer: int, grad: Tensor, h: Tensor, log2_scale: Tensor) -> None:
+        scales[layer] = log2_scale.to(logs) * math.log(2)
+        logs[layer] = _norm(torch.bmm(grad, h.mT)).log() + scales[layer]
 
     engine.backward_in_segments(model, x, y, weights_of, record, **options)
     scale = torch.stack([scales[layer] for layer in range(model.depth + 1)])
-    held = logs - scale.to(logs)  # logarithms of the numbers that were computed
+    held = logs - scale  # logarithms of the numbers that were computed
     return logs, (held < math.log(torch.finfo(x.dtype).tiny)).any(0)
 
 

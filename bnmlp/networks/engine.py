@@ -122,19 +122,26 @@ class Stack:
             grad = below
         return grad
 
-    def update_averages(self) -> None:
-        """Move the running averages of all layers towards the last forward pass in training."""
+    def update_averages(self, layers: slice) -> None:
+        """Move running averages towards the last forward pass, if that was one in training.
+
+        Args:
+            layers: Those of that pass.
+        """
         model, recipe = self.model, self.recipe
         if recipe.norm != "batch" or self.averaged:
             return
-        var = (self.rstds.squeeze(-1) ** -2 - self.eps).clamp_min_(0)  # rounding may take it below
+        rstds, means = (
+            t[: layers.stop - layers.start].squeeze(-1) for t in (self.rstds, self.means)
+        )
+        var = (rstds**-2 - self.eps).clamp_min_(0)  # rounding may take it below
         if recipe.unit_norm:
             var *= self.n
         elif recipe.center:
             var *= self.n / (self.n - 1)
-        model.running_var.lerp_(var, model.momentum)
+        model.running_var[layers].lerp_(var, model.momentum)
         if recipe.center:
-            model.running_mean.lerp_(self.means.squeeze(-1), model.momentum)
+            model.running_mean[layers].lerp_(means, model.momentum)
 
 
 _STACKS: "weakref.WeakKeyDictionary[BNMLP, Stack]" = weakref.WeakKeyDictionary()
@@ -153,6 +160,30 @@ def key_of(model: BNMLP, x: Tensor) -> tuple[object, ...]:
     return x.shape[-2], x.dtype, x.device, model.recipe, model.training
 
 
+def step_bytes(model: BNMLP, n: int) -> float:
+    """Memory of a training step for each layer and network, whatever the depth.
+
+    Weights and the averages and parameters of units once, and the buffers of :class:`Stack`: two
+    stages of the representation, a third where the activation comes first, statistics, gradients
+    of the units' parameters. Two buffers of one representation each are left out, since all
+    layers share them, as are the matrices at both ends.
+
+    Args:
+        model: R networks.
+        n: Samples in a batch.
+
+    Returns:
+        Bytes.
+    """
+    recipe, size = model.recipe, model.input_weight.dtype.itemsize
+    affine = recipe.affine and recipe.norm != "none"
+    per_unit = 2 * (recipe.norm == "batch") + 2 * recipe.affine + recipe.bias
+    per_unit += 2 * (recipe.norm != "layer") + 2 * affine + recipe.bias
+    stages = 2 + (recipe.order == "act_norm")
+    statistics = 2 * n if recipe.norm == "layer" else 0
+    return size * (recipe.width * (recipe.width + stages * n + per_unit) + statistics)
+
+
 def stack_of(model: BNMLP, x: Tensor) -> Stack:
     """Buffers for all layers of the model and batches like ``x``, kept from call to call."""
     stack = _STACKS.get(model)
@@ -168,14 +199,18 @@ def backward_in_segments(
     y: Tensor,
     weights_of: Callable[[range], Sequence[Tensor]],
     visit: Visit,
+    *,
+    finish: Callable[[Stack, range, Tensor], object] = lambda stack, layers, log2_scale: None,
+    factor: Tensor | None = None,
     progress: Callable[[range], Iterable[int]] = iter,
     spare: int = 0,
-) -> None:
+) -> tuple[Tensor, Tensor]:
     """Visit the gradients of every layer, last first, with memory for the root of the depth.
 
     The way in keeps the representation at the start of each segment only; the way back runs each
     segment again, except for the last ones, whose buffers fit into the spare memory. Between
-    segments the gradient is scaled to a largest entry of one, so no depth over- or underflows.
+    segments the gradient is divided by a power of two, so that no depth over- or underflows, and
+    nothing is rounded.
 
     Args:
         model: The network whose choices the layers follow.
@@ -184,10 +219,16 @@ def backward_in_segments(
         weights_of: Gives the weights of consecutive layers, each of shape ``(R, d, m)``; index
             ``depth`` is the output matrix.
         visit: Called for each layer and, first of all, for the output matrix with (layer,
-            gradient of the linear stage, input of the layer, logarithm of the factor by which the
-            gradient has been divided). Shapes ``(R, d, n)``, ``(R, m, n)`` and ``(R,)``.
+            gradient of the linear stage, input of the layer, binary logarithm of the factor by
+            which the gradient has been divided). Shapes ``(R, d, n)``, ``(R, m, n)`` and ``(R,)``.
+        finish: Called for each segment after its layers, with its buffers, its layers and the
+            logarithm.
+        factor: What the gradient of the logits is multiplied by. A scalar, one if omitted.
         progress: Wraps the loop over segments, as tqdm does.
         spare: Bytes for buffers that save the second way in.
+
+    Returns:
+        Losses, and numbers of samples whose largest logit was the label's. Both of shape ``(R,)``.
     """
     depth = model.depth
     length = max(1, math.isqrt(depth))
@@ -208,26 +249,33 @@ def backward_in_segments(
             h = own.forward(weights, h, first)
         del weights
     (output_weight,) = weights_of(range(depth, depth + 1))
-    _, grad = cross_entropy(model.head(h, output_weight), y)
-    log_scale = torch.zeros(model.replicas, dtype=grad.dtype, device=grad.device)
-    visit(depth, grad.mT, h, log_scale)
-    grad = torch.bmm(output_weight.mT, grad.mT)
+    logits = model.head(h, output_weight)
+    correct = (logits.argmax(-1) == y).sum(-1)
+    losses, grad = cross_entropy(logits, y)
+    grad = grad if factor is None else grad.mul_(factor)
+    log2_scale = torch.zeros(model.replicas, dtype=grad.dtype, device=grad.device)
+    below = torch.bmm(output_weight.mT, grad.mT)
+    visit(depth, grad.mT, h, log2_scale)
+    grad = below
     for _ in progress(starts[::-1]):
         stack, layers, held, h = passed.pop()
-        peak = grad.abs().amax((1, 2)).clamp_min(torch.finfo(grad.dtype).tiny)
-        log_scale = log_scale + peak.log()
-        grad /= peak[:, None, None]
+        # Exponents of largest entries: zero, infinity and nan have none, and stay what they are.
+        power = torch.frexp(grad.abs().amax((1, 2)))[1]
+        log2_scale = log2_scale + power
+        grad = torch.ldexp(grad, -power[:, None, None])
         weights = weights_of(layers) if held is None else held
         if held is None:
             stack.forward(weights, h, layers.start)
-        below = stack.backward(weights, h, grad, _scaled(visit, log_scale))
-        if below is not None:  # as it is at the end, behind the first layer
-            grad = below
+        entered = stack.backward(weights, h, grad, _scaled(visit, log2_scale))
+        finish(stack, layers, log2_scale)
+        if entered is not None:  # as it is at the end, behind the first layer
+            grad = entered
+    return losses, correct
 
 
-def _scaled(visit: Visit, log_scale: Tensor) -> Visit:
+def _scaled(visit: Visit, log2_scale: Tensor) -> Visit:
     """The visit of a layer whose gradients have been divided by a factor."""
-    return lambda layer, weight, grad, h: visit(layer, grad, h, log_scale)
+    return lambda layer, weight, grad, h: visit(layer, grad, h, log2_scale)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

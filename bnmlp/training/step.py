@@ -1,7 +1,10 @@
 """One step of training for all replicas at once."""
 
+import functools
 import math
+import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,20 +15,26 @@ from bnmlp.networks import engine
 from bnmlp.networks.mlp import BNMLP
 from bnmlp.networks.protocol import labels_like
 
+MEMORY = 0.25  # share of the machine's that buffers take before representations are recomputed
 
-def sgd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
+
+def sgd_step(
+    model: BNMLP, x: Tensor, y: Tensor, learning_rate: float, *, recompute: bool | None = None
+) -> Tensor:
     r"""One step of stochastic gradient descent on the mean cross entropy of every replica.
 
     The same as ``torch.optim.SGD`` without momentum on ``model.parameters()``, running averages
     included, several times faster for deep stacks (module ``bnmlp.networks.engine``). Frozen
-    parameters
-    stay. Computed in the type of the weights, also where ``torch.autocast`` is on.
+    parameters stay. Computed in the type of the weights, also where ``torch.autocast`` is on.
 
     Args:
         model: R networks; their parameters change in place.
         x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
         y: Class labels, integers. Shape ``(n,)`` or ``(R, n)``.
         learning_rate: Step size.
+        recompute: Keep representations of :math:`\sqrt{\mathrm{depth}}` layers only and compute
+            the others twice: a third slower, with the same numbers. On a CPU by default where
+            they would take a quarter of the memory.
 
     Returns:
         Losses before the step. Shape ``(R,)``.
@@ -39,11 +48,13 @@ def sgd_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> Tensor
     model.check_input(x)
     model.check_batch_size(x)
     y = labels_like(model.output_weight, x, y)
-    return scored_step(model, x, y, learning_rate)[0]
+    return scored_step(model, x, y, learning_rate, recompute=recompute)[0]
 
 
 @outside_modes
-def scored_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
+def scored_step(
+    model: BNMLP, x: Tensor, y: Tensor, learning_rate: float, *, recompute: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """:func:`sgd_step` for arguments known to be sound, and how many samples were right.
 
     Args:
@@ -51,14 +62,28 @@ def scored_step(model: BNMLP, x: Tensor, y: Tensor, learning_rate: float) -> tup
         x: Samples. Shape ``(n, in_features)`` or ``(R, n, in_features)``.
         y: Class labels, int64. Shape ``(R, n)``.
         learning_rate: Step size.
+        recompute: See :func:`sgd_step`.
 
     Returns:
         Losses before the step, and numbers of samples whose largest logit was the label's. Both
         of shape ``(R,)``.
     """
-    if x.device.type == "cuda":
+    if recompute is None:
+        needed = engine.step_bytes(model, x.shape[-2]) * model.depth * model.replicas
+        recompute = x.device.type == "cpu" and needed > MEMORY * _memory()
+    if x.device.type == "cuda" and not recompute:
         return _graphed_step(model, x, y, learning_rate)
-    return _step_by_hand(model, x, y, torch.tensor(learning_rate, dtype=x.dtype, device=x.device))
+    rate = torch.tensor(learning_rate, dtype=x.dtype, device=x.device)
+    return (_step_in_segments if recompute else _step_by_hand)(model, x, y, rate)
+
+
+@functools.cache
+def _memory() -> float:
+    """Bytes of this machine, infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _parameters(model: BNMLP) -> list[tuple[str, Tensor]]:
@@ -66,13 +91,17 @@ def _parameters(model: BNMLP) -> list[tuple[str, Tensor]]:
     return [(name, p) for name, p in model._parameters.items() if p is not None]
 
 
+def _free(model: BNMLP) -> dict[str, Tensor]:
+    """Parameters that are not frozen."""
+    return {name: p for name, p in _parameters(model) if p.requires_grad}
+
+
 @torch.no_grad()
 def _step_by_hand(
     model: BNMLP, x: Tensor, y: Tensor, learning_rate: Tensor
 ) -> tuple[Tensor, Tensor]:
     stack, weights = engine.stack_of(model, x), model.layer_weights()
-    free = {name for name, p in _parameters(model) if p.requires_grad}
-    columns = x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
+    free, columns = _free(model), x.mT.expand(model.replicas, -1, -1)  # (R, in, n)
     h = stack.forward(weights, columns)
     logits = model.head(h)
     correct = (logits.argmax(-1) == y).sum(-1)
@@ -80,23 +109,64 @@ def _step_by_hand(
     # The way back is linear: a gradient scaled here is a step everywhere.
     step = grad.mul_(learning_rate).mT  # (R, out, n)
     below = torch.bmm(model.output_weight.mT, step)  # (R, width, n)
-    if "output_weight" in free:
-        model.output_weight.baddbmm_(step, h.mT, alpha=-1)
+    _descend_at_the_end(free, step, h)
 
     def descend(layer: int, weight: Tensor, step: Tensor, h: Tensor) -> None:
         if ("hidden_weight" if layer else "input_weight") in free:
             weight.baddbmm_(step, h.mT, alpha=-1)
 
     stack.backward(weights, columns, below, descend)
-    steps = {
-        "output_bias": step.sum(-1), "layer_bias": stack.bias_grad,
-        "norm_weight": stack.norm_weight_grad, "norm_bias": stack.norm_bias_grad,
-    }  # fmt: skip
-    for name, change in steps.items():
-        if name in free and change is not None:
-            getattr(model, name).sub_(change)
-    stack.update_averages()
+    _descend_in_units(free, stack, slice(0, model.depth))
     return losses, correct
+
+
+@torch.no_grad()
+def _step_in_segments(
+    model: BNMLP, x: Tensor, y: Tensor, learning_rate: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same numbers with memory for the representations of the root of the depth."""
+    free, weights = _free(model), (*model.layer_weights(), model.output_weight)
+
+    def descend(layer: int, step: Tensor, h: Tensor, log2_scale: Tensor) -> None:
+        if layer == model.depth:
+            _descend_at_the_end(free, step, h)
+        elif ("hidden_weight" if layer else "input_weight") in free:
+            step = torch.ldexp(step, log2_scale[:, None, None])
+            weights[layer].baddbmm_(step, h.mT, alpha=-1)
+
+    def finish(stack: engine.Stack, layers: range, log2_scale: Tensor) -> None:
+        _descend_in_units(free, stack, slice(layers.start, layers.stop), log2_scale[:, None])
+
+    def weights_of(layers: range) -> Sequence[Tensor]:
+        return weights[layers.start : layers.stop]
+
+    return engine.backward_in_segments(
+        model, x, y, weights_of, descend, finish=finish, factor=learning_rate
+    )
+
+
+def _descend_at_the_end(free: dict[str, Tensor], step: Tensor, h: Tensor) -> None:
+    """Move the parameters of the map to the logits. Shapes ``(R, out, n)``, ``(R, width, n)``."""
+    if "output_weight" in free:
+        free["output_weight"].baddbmm_(step, h.mT, alpha=-1)
+    if "output_bias" in free:
+        free["output_bias"].sub_(step.sum(-1))
+
+
+def _descend_in_units(
+    free: dict[str, Tensor], stack: engine.Stack, layers: slice, log2_scale: Tensor | None = None
+) -> None:
+    """Move biases, affine parts and averages of the layers that a stack has gone back through."""
+    steps = {
+        "layer_bias": stack.bias_grad, "norm_weight": stack.norm_weight_grad,
+        "norm_bias": stack.norm_bias_grad,
+    }  # fmt: skip
+    for name, step in steps.items():
+        if name in free and step is not None:
+            change = step[layers]
+            change = change if log2_scale is None else torch.ldexp(change, log2_scale)
+            free[name][layers].sub_(change)
+    stack.update_averages(layers)
 
 
 _GRAPHS: "weakref.WeakKeyDictionary[BNMLP, tuple[Any, ...]]" = weakref.WeakKeyDictionary()

@@ -1,0 +1,1 @@
+"""``bnmlp bench``: what the book's measurements cost here, beside plain PyTorch and JAX."""
