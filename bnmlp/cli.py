@@ -313,7 +313,7 @@ def bench_here(
     csv: Annotated[Path | None, typer.Option(help="store all times with what was timed")] = None,
 ) -> None:
     """Time the engine beside plain PyTorch, matrix products alone and, if installed, JAX."""
-    from bnmlp.diagnosis.bench import table
+    from bnmlp.bench import table
 
     with _plain_errors("interrupted; nothing was written"):
         if csv is not None and not csv.parent.is_dir():

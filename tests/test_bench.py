@@ -3,9 +3,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from bnmlp.bench import jobs, table
+from bnmlp.bench.in_jax import jax_step
 from bnmlp.cli import app
-from bnmlp.diagnosis.bench import jobs, table
-from bnmlp.diagnosis.bench.in_jax import jax_step
 
 pytestmark = pytest.mark.slow
 

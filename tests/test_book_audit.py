@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bnmlp.machine.compiled import compiled
 from bnmlp_book import audit
 from bnmlp_book.dependencies import Package, data_files
 from bnmlp_book.mutations import MUTATIONS, TABLE
@@ -16,10 +17,15 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
-def test_a_mutation_changes_one_place_and_stays_a_program(mutation):
+def test_a_mutation_changes_one_place_and_stays_a_program(mutation, tmp_path):
     text = (ROOT / "bnmlp" / mutation.file).read_text()
     assert text.count(mutation.old) == 1
-    compile(text.replace(mutation.old, mutation.new), mutation.file, "exec")
+    mutated = text.replace(mutation.old, mutation.new)
+    if mutation.file.endswith(".py"):
+        compile(mutated, mutation.file, "exec")
+    elif compiled(ROOT / "bnmlp" / mutation.file) is not None:
+        (tmp_path / "mutated.c").write_text(mutated)
+        assert compiled(tmp_path / "mutated.c") is not None
 
 
 def test_the_build_with_rounding_changes_one_place():
@@ -97,6 +103,15 @@ def test_the_digest_changes_with_what_is_reached(package, old, new, changes):
     path = package / "a.py"
     path.write_text(path.read_text().replace(old, new))
     assert (Package(package, "toy").digest(code) != before) is changes
+
+
+def test_the_digest_changes_with_files_in_c_that_are_named(package):
+    path, code = package / "a.py", "from toy import f\nf(1)"
+    path.write_text(path.read_text().replace("K = 2", 'K = "layer.c"'))
+    (package / "layer.c").write_text("int one(void);")
+    before = Package(package, "toy").digest(code)
+    (package / "layer.c").write_text("int two(void);")
+    assert Package(package, "toy").digest(code) != before
 
 
 def test_a_chapter_reads_its_own_data_and_what_it_names(tmp_path):

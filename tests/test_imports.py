@@ -18,6 +18,7 @@ FLOORS = [
     {"data", "networks"},
     {"measurements", "theory"},
     {"training", "diagnosis"},
+    {"bench"},
     {"cli"},
 ]
 HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -46,6 +46,7 @@ BUILDS = {f"seed-{seed}": {"BNMLP_SEED": str(seed)} for seed in range(9)} | {
         "ONEDNN_MAX_CPU_ISA": "SSE41",
         "OPENBLAS_CORETYPE": "Nehalem",
         "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3",
+        "BNMLP_COMPILER": "none",
     },
     "rounding": {},
 }

@@ -17,7 +17,7 @@ KEPT = 4  # results of each page
 
 
 def settings(root: Path) -> tuple[object, ...]:
-    """What decides all results: scale, seed, device, data, Python and the pinned versions.
+    """What decides all results: scale, seed, device, data, compiler, Python, the pinned versions.
 
     Args:
         root: Folder of ``_config.yml``.
@@ -28,8 +28,8 @@ def settings(root: Path) -> tuple[object, ...]:
     from bnmlp.machine.settings import base_seed, scale
 
     pins = hashlib.sha256((root / "requirements.txt").read_bytes()).hexdigest()
-    data = os.environ.get("BNMLP_DATA")
-    return scale(), base_seed(), device_name(), data, platform.python_version(), pins
+    named = (os.environ.get("BNMLP_DATA"), os.environ.get("BNMLP_COMPILER"))
+    return scale(), base_seed(), device_name(), *named, platform.python_version(), pins
 
 
 @cache

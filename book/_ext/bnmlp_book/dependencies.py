@@ -163,6 +163,15 @@ class Package:
         dotted = ".".join(filter(None, place))
         return dotted if dotted in self.modules else None
 
+    def _in_c(self, module: str, statements: Iterable[ast.stmt]) -> Iterator[str]:
+        """Files in C beside a module that some of its statements name."""
+        constants = (n for s in statements for n in ast.walk(s) if isinstance(n, ast.Constant))
+        for value in (constant.value for constant in constants):
+            if isinstance(value, str) and value.endswith(".c"):
+                path = self.modules[module].path.with_name(value)
+                if path.is_file():
+                    yield path.read_text(encoding="utf8")
+
     def digest(self, code: str, without: Iterable[str] = ()) -> str:
         """Hash of all definitions that a program reaches.
 
@@ -178,7 +187,10 @@ class Package:
             if place[0] in without:
                 continue
             if place not in self._texts:
-                self._texts[place] = "".join(map(_bare, self._statements(place)))
+                statements = self._statements(place)
+                self._texts[place] = "".join(
+                    (*map(_bare, statements), *self._in_c(place[0], statements))
+                )
             found.update(f"{place}: {self._texts[place]}\n".encode())
         return found.hexdigest()
 

@@ -29,6 +29,7 @@ TESTS = {
     "attention": ("transformer",),
     "batches": ("datasets", "transformer", "convolutional"),
     "engine": ("gradients", "step", "mlp"),
+    "layer": ("gradients", "step", "mlp"),
     "gaussian": ("meanfield", "transformer"),
     "intervals": ("tables",),
     "losses": ("step", "transformer"),
@@ -76,8 +77,8 @@ MUTATIONS = [
         "    if False:\n        y = F.layer_norm(x, (n,), eps=eps / n if unit else eps)\n",
     ),
     Mutation(
-        "engine-norm-root", "the engine normalises without the root", "networks/engine.py",
-        ".add_(self.eps).rsqrt_()", ".add_(self.eps).reciprocal_()",
+        "engine-norm-root", "the engine normalises without the root", "networks/layer.c",
+        "1 / F(sqrt)(squares / n + (REAL)s->eps)", "1 / (squares / n + (REAL)s->eps)",
     ),
     Mutation(
         "haar-sign", "Haar matrices without the correction of signs", "layers/initialization.py",
@@ -110,8 +111,9 @@ MUTATIONS = [
     ),
     Mutation(
         "averages", "running averages move ten times as fast", "networks/engine.py",
-        "model.running_var.lerp_(var, model.momentum)",
-        "model.running_var.lerp_(var, min(1, 10 * model.momentum))", near="running-statistics",
+        "model.running_var[layers].lerp_(var, model.momentum)",
+        "model.running_var[layers].lerp_(var, min(1, 10 * model.momentum))",
+        near="running-statistics",
     ),
     Mutation(
         "recalibration", "recalibrated variance is the unbiased one", "measurements/evaluation.py",
@@ -125,23 +127,22 @@ MUTATIONS = [
     Mutation(
         "norm-scale", "gradient norms forget the factor of their segment",
         "measurements/gradients.py",
-        ".log() + log_scale.to(place)", ".log() + 0 * log_scale.to(place)",
+        ".log() + scales[layer]", ".log() + 0 * scales[layer]",
         near="gradients-depth",
     ),
     Mutation(
-        "tanh-slope", "the way back through tanh forgets its slope", "networks/engine.py",
-        '"tanh": lambda grad, x, out: aten.tanh_backward(grad, out),',
-        '"tanh": lambda grad, x, out: grad,', near="explosion-against-gain",
+        "tanh-slope", "the way back through tanh forgets its slope", "networks/layer.c",
+        "grad[j] *= gain * (1 - out[j] * out[j]);", "grad[j] *= gain;",
+        near="explosion-against-gain",
     ),
     Mutation(
-        "sin-slope", "the way back through sin squares its slope", "networks/engine.py",
-        "torch.cos(x).mul_(grad)", "torch.cos(x).square_().mul_(grad)", near="gain-exponent",
+        "sin-slope", "the way back through sin forgets its slope", "networks/layer.c",
+        "gain * F(cos)((z[j] - m) * a + c);", "gain;", near="gain-exponent",
     ),
     Mutation(
         "projection", "the way back through the normalisation lacks its projection",
-        "networks/engine.py",
-        "return torch.addcmul(grad, z, along).mul_(rstd * scale)",
-        "return torch.addcmul(grad, z, 0 * along).mul_(rstd * scale)", near="gradients-depth",
+        "networks/layer.c",
+        "s->norm == FIXED ? 0 : a * rstd * along / n;", "0;", near="gradients-depth",
     ),
     Mutation(
         "step-size", "steps of gradient descent ten per cent too long", "training/step.py",
@@ -327,7 +328,9 @@ def notices_one(slug: str, rows: list[Row]) -> bool:
 
 
 def mutated_name(mutation: Mutation) -> str:
-    """The function or class at the top of a module that holds the line."""
+    """The function or class at the top of a module that holds the line; in C, the file."""
+    if not mutation.file.endswith(".py"):
+        return Path(mutation.file).stem
     text = (audit.ROOT / "bnmlp" / mutation.file).read_text(encoding="utf8")
     line = text[: text.index(mutation.old)].count("\n") + 1
     for part in ast.parse(text).body:

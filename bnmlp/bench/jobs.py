@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnmlp.data.datasets import load_dataset
+from bnmlp.layers.seeds import random_source
 from bnmlp.measurements.gradients import gradient_norms
 from bnmlp.measurements.isometry import isometry_gap
 from bnmlp.measurements.scores import evaluations
@@ -50,8 +51,7 @@ class Job:
 
 def batch(features: int = FEATURES) -> tuple[Tensor, Tensor]:
     """Random samples and labels: no job's time depends on what they are."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(BATCH, features, generator=generator)
+    x = torch.randn(BATCH, features, generator=random_source(0))
     return x, torch.arange(BATCH) % CLASSES
 
 
@@ -63,7 +63,7 @@ def networks(replicas: int, depth: int, **options: object) -> BNMLP:
 
 def training_step(depth: int) -> Job:
     """A step of gradient descent: plain PyTorch, the engine, JAX, matrix products alone."""
-    from bnmlp.diagnosis.bench.in_jax import jax_step
+    from bnmlp.bench.in_jax import jax_step
 
     (x, y), one, ten = batch(), networks(1, depth), networks(REPLICAS, depth)
     plain = PlainNetwork(one)
@@ -144,7 +144,7 @@ def other_networks(quick: bool) -> list[Job]:
     """A step of other networks: one after the other, and as one batch."""
     (x, y), n = batch(), 10 if quick else BATCH
     x, y = x[:n], y[:n]
-    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(n, 3, 32, 32, generator=random_source(1))
     blocks, depth = (1, 4) if quick else (3, 40)
     resnets = seeded(lambda: ResNet(blocks), REPLICAS, 0, torch.float32)
 

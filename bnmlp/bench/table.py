@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from bnmlp.diagnosis.bench import jobs
+from bnmlp.bench import jobs
 from bnmlp.machine.storage import write_text
 from bnmlp.networks.engine import step_bytes
 from bnmlp.networks.fused import library
@@ -114,7 +114,7 @@ def bench(
         arguments = [str(rounds), "quick" if quick else "whole"]
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         # JAX computes with as many threads as the process may use cores.
-        command = [sys.executable, "-m", "bnmlp.diagnosis.bench.table", *arguments]
+        command = [sys.executable, "-m", "bnmlp.bench.table", *arguments]
         done = subprocess.run(
             command, env=os.environ | dict.fromkeys(names, str(number)), text=True,
             stdout=subprocess.PIPE, check=False, preexec_fn=_on_cores(number),
