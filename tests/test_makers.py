@@ -127,12 +127,12 @@ def results_command(name):
 
 @pytest.mark.parametrize("folder", ["depth-and-training", "running-statistics"])
 def test_makers_gather_the_folders_of_runs(folder, maker, monkeypatch, tmp_path):
+    runs = tmp_path / "mnist5k"
     for bias in (False, True):
         run = TrainingRun(name=f"bias-{bias}", width=8, depth=3, bias=bias, epochs=1, replicas=2)
-        train(run, tmp_path / "runs" / run.name, progress=False)
+        train(run, runs / run.name, progress=False)
     make = maker(f"{folder}/make.py")
-    given = [str(tmp_path / "runs")] * (2 if folder == "depth-and-training" else 1)
-    monkeypatch.setattr(sys, "argv", ["make.py", *given])
+    monkeypatch.setattr(sys, "argv", ["make.py", str(runs)])
     make.main()
     made, stored = columns_of(tmp_path / folder), columns_of(MAKERS / folder)
     assert made == {name: stored[name] for name in made}

@@ -32,6 +32,18 @@ def runs(count, **fields):
     ]
 
 
+def test_networks_of_one_run_that_differ_are_gathered_with_their_own_fields(tmp_path):
+    options = {"width": 6, "depth": 2, "epochs": 1, "samples": 200}
+    mixed = TrainingRun(name="mixed", activation=("identity", "tanh"), gain_exponent=(0.0, 0.4),
+                        **options)  # fmt: skip
+    for run in (mixed, TrainingRun(name="plain", activation="relu", **options)):
+        train(run, tmp_path / run.name, progress=False)
+    table = gather(tmp_path, ["activation", "depth"])
+    assert list(table)[:3] == ["name", "activation", "depth"]
+    found = table.groupby("name")["activation"].unique().map(set).to_dict()
+    assert found == {"mixed": {"identity", "tanh"}, "plain": {"relu"}}
+
+
 def test_runs_of_a_file_share_its_defaults(tmp_path):
     path = tmp_path / "runs.json"
     entries = [{"name": "a"}, {"name": "b", "depth": 7}]

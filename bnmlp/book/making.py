@@ -234,7 +234,7 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times[2:])
 
 
-def runs_about(folder: str) -> list[str]:
+def runs_about(folder: str | Path) -> list[str]:
     """Comment lines on the runs below a folder: what is common to them, and how far they came."""
     paths = [path for path in run_folders(folder) if read_status(path)]
     states = {path.name: read_status(path) for path in paths}

@@ -127,7 +127,8 @@ def gather(directory: Path | str, fields: Sequence[str] | None = None) -> pd.Dat
 
     Returns:
         The rows of :func:`read_metrics` behind the columns ``name`` and the fields; the rate of
-        each row is ``current_learning_rate``.
+        each row is ``current_learning_rate``. Where networks of one run differ in a field, it is
+        that of the row.
 
     Raises:
         FileNotFoundError: If there is no run.
@@ -141,9 +142,11 @@ def gather(directory: Path | str, fields: Sequence[str] | None = None) -> pd.Dat
     tables = []
     for folder, (_, row) in zip(folders, runs.iterrows(), strict=True):
         table = read_metrics(folder).rename(columns={"learning_rate": "current_learning_rate"})
-        for position, column in enumerate(["name", *fields]):
-            table.insert(position, column, row[column])
-        tables.append(table)
+        given = {name: row[name] for name in ("name", *fields) if name not in table}
+        # A run of networks that differ says in its rows what each of them has.
+        table = table.assign(**{name: [value] * len(table) for name, value in given.items()})
+        first = ["name", *fields]
+        tables.append(table[[*first, *(c for c in table if c not in first)]])
     measured = [table for table in tables if len(table)]  # empty ones would change the types
     return pd.concat(measured or tables[:1], ignore_index=True)
 

@@ -12,6 +12,7 @@ from . import (
     figures,
     glance,
     pages,
+    reading,
     report,
     scoreboard,
     status,
@@ -56,5 +57,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("at-a-glance", glance.AtAGlance)
     app.add_directive("build-info", status.BuildInfo)
     app.add_directive("claim-count", scoreboard.ClaimCount)
+    app.add_role("minutes", reading.Minutes())
+    app.add_role("measured", reading.Measured())
     app.add_directive("scoreboard", scoreboard.Scoreboard)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,12 +1,14 @@
-"""Training runs at several depths: writes fashion.csv and mnist5k.csv beside itself.
+"""Training runs at several depths: writes a table for each folder of runs beside itself.
 
 bnmlp run book/data/depth-and-training/runs.json RUNS/fashion        # hours on one core
 bnmlp run book/data/depth-and-training/runs-mnist5k.json RUNS/mnist5k    # half an hour
-python book/data/depth-and-training/make.py RUNS/fashion RUNS/mnist5k
-Runs need not be finished: what is there is gathered.
+bnmlp run book/data/depth-and-training/runs-mnist.json RUNS/mnist    # a day
+python book/data/depth-and-training/make.py RUNS/fashion RUNS/mnist5k RUNS/mnist
+Runs need not be finished: what is there is gathered. Folders that are not named keep their tables.
 """
 
 import sys
+from pathlib import Path
 
 from bnmlp import gather
 from bnmlp.book.making import Maker, runs_about
@@ -20,10 +22,10 @@ def main() -> None:
     """Gather each folder into a table with its provenance."""
     maker = Maker(globals())
     kept = "epoch <= 5 or (epoch <= 12 and epoch % 1 == 0) or epoch % 2 == 0"
-    for name, folder in zip(("fashion", "mnist5k"), sys.argv[1:], strict=True):
+    for folder in map(Path, sys.argv[1:]):
         rows = gather(folder, RUN[1:]).query(kept).set_index(RUN)
         rows = rows.rename(columns={"current_learning_rate": "learning_rate"})
-        maker.store(name, rows[SHOWN], *runs_about(folder))
+        maker.store(folder.name, rows[SHOWN], *runs_about(folder))
 
 
 if __name__ == "__main__":
