@@ -82,6 +82,17 @@
     }
   }
 
+  /* Every claim shows its address, as headings do. */
+  function linkClaims() {
+    for (const statement of document.querySelectorAll(".claim[id] > .claim-statement")) {
+      const link = statement.appendChild(document.createElement("a"));
+      link.className = "headerlink";
+      link.href = `#${statement.parentElement.id}`;
+      link.title = "Link to this claim";
+      link.textContent = "#";
+    }
+  }
+
   function arrange() {
     stackTables();
     markBoxes();
@@ -110,6 +121,7 @@
     waiting = setTimeout(arrange, 300);
   });
   window.addEventListener("load", () => {
+    linkClaims();
     arrange();
     document.querySelectorAll(".bd-content details").forEach((fold) => {
       fold.addEventListener("toggle", markBoxes);

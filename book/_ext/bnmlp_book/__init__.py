@@ -53,6 +53,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", pages.drop_plain_spans, priority=900)
     app.connect("html-page-context", pages.drop_empty_heads, priority=900)
     app.connect("build-finished", figures.lighten)
+    app.connect("build-finished", scoreboard.write_csv)
     app.connect("build-finished", report.write, priority=900)
     app.add_directive("at-a-glance", glance.AtAGlance)
     app.add_directive("build-info", status.BuildInfo)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import yaml
 from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from .execution import results
@@ -76,15 +78,28 @@ def link(directive: SphinxDirective, page: str, claim: str, text: str) -> nodes.
 
 
 class Scoreboard(ClaimsDirective):
-    """One table for each page that makes claims."""
+    """One table for each page that makes claims, in a box for each part of the book.
+
+    The page's script finds its way by classes; without script all tables are shown.
+    """
 
     def run(self) -> list[nodes.Node]:
         """Write the tables."""
-        audited = audit(audit_path(Path(self.env.srcdir)))
-        found = []
-        for page, here in self.claims().items():
-            found += self.parse_text_to_nodes(f"**[](/{page}.md)**")
-            found.append(self.table(page, here, audited))
+        root = Path(self.env.srcdir)
+        audited, parts, here = audit(audit_path(root)), parts_of(root), self.claims()
+        offer = nodes.paragraph("", "", nodes.reference("", "All of it as CSV", refuri=CSV_NAME))
+        found: list[nodes.Node] = [offer]
+        for part, pages_of_part in parts.items():
+            named = [page for page in pages_of_part if page in here]
+            if named:
+                box = nodes.container(classes=["score-part"])
+                box += nodes.paragraph("", part, classes=["score-part-name"])
+                for page in named:
+                    inner = nodes.container(classes=["score-page"])
+                    inner += self.parse_text_to_nodes(f"**[](/{page}.md)**")
+                    inner += self.table(page, here[page], audited)
+                    box += inner
+                found.append(box)
         return found
 
     def table(self, page: str, claims: list[dict], audited: dict[str, dict]) -> nodes.table:
@@ -104,14 +119,20 @@ class Scoreboard(ClaimsDirective):
                 audited_text(claim, audited), claim["verdict"], claim["bounds"],
                 claim["source"] + reported,
             )  # fmt: skip
-            body += row(cells, fails=claim["judged"] and not claim["holds"])
+            body += row(cells, claim)
         group += [head, body]
         return nodes.table("", group, classes=["scoreboard"])
 
 
-def row(cells: Sequence[str | nodes.Node], fails: bool = False) -> nodes.row:
-    """A row of texts and links."""
-    found = nodes.row("", classes=["claim-row-fails"] if fails else [])
+def row(cells: Sequence[str | nodes.Node], claim: dict | None = None) -> nodes.row:
+    """A row of texts and links; that of a claim has an address, and classes to find it by."""
+    found = nodes.row("")
+    if claim is not None:
+        fails = claim["judged"] and not claim["holds"]
+        verdict = claim["verdict"].replace(" ", "-")
+        found["ids"] = [f"score-{claim['name']}"]
+        found["classes"] = [f"kind-{claim['kind']}", f"verdict-{verdict}"]
+        found["classes"] += ["claim-row-fails"] if fails else []
     for cell in cells:
         content = nodes.Text(cell) if isinstance(cell, str) else cell
         found += nodes.entry("", nodes.paragraph("", "", content))
@@ -128,6 +149,43 @@ def audited_text(claim: dict, audited: dict[str, dict[str, str]]) -> str:
     if claim["kind"] != "live":
         return f"{text}, {claim['kind']}"
     return text if math.isinf(margin) else f"{text}, {margin:.1f} σ"
+
+
+CSV_NAME = "claims.csv"  # beside the scoreboard's page
+CSV_COLUMNS = (
+    "name", "page", "part", "statement", "value", "measured", "low", "high", "holds", "verdict",
+    "source", "reported", "setting", "kind", "builds", "held", "margin",
+)  # fmt: skip
+
+
+def write_csv(app: Sphinx, exception: Exception | None) -> None:
+    """All claims beside the scoreboard, in the book's order."""
+    folder = Path(app.outdir) / "book" / "reference"
+    if exception is not None or not (folder / "scoreboard.html").exists():
+        return
+    root = Path(app.srcdir)
+    audited, found = audit(audit_path(root)), results(app.env)
+    rows = []
+    for part, names in parts_of(root).items():
+        for page in (name for name in names if name in found):
+            for claim in found[page].claims or ():
+                told = audited.get(claim["name"], {})
+                kept = {key: told.get(key, "") for key in ("builds", "held", "margin")}
+                holds = claim["holds"] if claim["judged"] else ""
+                rows.append(claim | {"page": page, "part": part, "holds": holds} | kept)
+    with (folder / CSV_NAME).open("w", encoding="utf8", newline="") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def parts_of(root: Path) -> dict[str, list[str]]:
+    """Names of pages by the part of the book, in its order; those before any part have none."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf8"))
+    parts = {"": [toc["root"]]}
+    for part in toc.get("parts", [{"caption": "", "chapters": toc.get("chapters", [])}]):
+        parts.setdefault(part.get("caption", ""), []).extend(c["file"] for c in part["chapters"])
+    return parts
 
 
 def audit_path(root: Path) -> Path:
