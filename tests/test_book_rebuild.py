@@ -98,6 +98,16 @@ def book(tmp_path_factory):
     assert book.strict() == (0, book.strict()[1])
     assert "1 claim (1 reproduced), holds · 1 min to read" in book.text("book/answer")
     assert re.search(r"Answer\s*It is 42\.", book.text("book/answer"))
+    written = (book.root / "_build/html/book/answer.html").read_text()
+    assert (
+        "\N{MINUS SIGN}5\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10<sup>\N{MINUS SIGN}13</sup>"
+        in written
+    )
+    front = (book.root / "_build/html/book/index.html").read_text()
+    assert re.search(
+        r"It takes a minute, and measures <a[^>]*#claim-answer-is-right\">42</a>", front
+    )
+    assert "leads to a minute." in front
     return book
 
 
@@ -139,6 +149,8 @@ def test_editing_one_chapter_executes_only_that_one(book):
     assert executed(book.make()) == ["answer"]
     assert book.answer() == before + 10
     assert str(before + 10) in book.text("book/scoreboard")
+    front = (book.root / "_build/html/book/index.html").read_text()
+    assert f'#claim-answer-is-right">{before + 10}</a>' in front
 
 
 def test_editing_a_function_executes_the_chapters_that_use_it(book):

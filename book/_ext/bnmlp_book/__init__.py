@@ -47,6 +47,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-read", pages.note_numbers_from_elsewhere)
     app.connect("doctree-read", pages.share_description)
     app.connect("doctree-read", glance.missing)
+    app.connect("doctree-resolved", pages.write_powers)
     app.connect("env-get-outdated", pages.outdated, priority=900)
     app.connect("html-page-context", pages.name_once, priority=900)
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)

@@ -52,6 +52,24 @@ def outdated(app: Sphinx, env, added, changed, removed) -> list[str]:
     ]
 
 
+POWER = re.compile(r"(-?)(\d(?:\.\d+)?)e([+-])0*(\d+)")
+
+
+def write_powers(app: Sphinx, doctree, docname: str) -> None:
+    """Measured numbers such as 5e+65 as a power of ten, as readers write them."""
+    for inline in list(doctree.findall(nodes.inline)):
+        if "pasted-text" not in inline["classes"]:
+            continue
+        found = POWER.fullmatch(inline.astext())
+        if found:
+            sign, digits, below, exponent = found.groups()
+            minus = "\N{MINUS SIGN}"
+            power = nodes.superscript("", (minus if below == "-" else "") + exponent)
+            factor = f"{minus if sign else ''}{digits} \N{MULTIPLICATION SIGN} 10"
+            inline.children = []
+            inline += [nodes.Text(factor.replace(" ", "\N{NO-BREAK SPACE}")), power]
+
+
 def name_once(app: Sphinx, pagename, templatename, context, doctree) -> None:
     """Let the first page, whose title is the book's, not have it twice."""
     if pagename == app.config.root_doc:
