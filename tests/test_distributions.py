@@ -7,10 +7,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "bnmlp")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "bnmlp", "book/data")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,8 @@ def wheel(tmp_path_factory) -> Path:
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy(source, folder)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(folder)]
@@ -35,7 +37,8 @@ def wheel(tmp_path_factory) -> Path:
 def test_a_wheel_holds_every_module_and_says_that_it_is_typed(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("bnmlp/")}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "bnmlp").rglob("*.py")}
-    assert held == modules | {"bnmlp/py.typed", "bnmlp/networks/layer.c"}
+    stored = {f"bnmlp/{path.relative_to(ROOT)}" for path in (ROOT / "book/data").rglob("*.csv")}
+    assert held == modules | stored | {"bnmlp/py.typed", "bnmlp/networks/layer.c"}
 
 
 @pytest.mark.slow
@@ -49,3 +52,24 @@ def test_a_wheel_works_away_from_a_clone(wheel, tmp_path):
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert found.stdout.split() == [str(tmp_path / "bnmlp" / "__init__.py"), "tensor(True)"], found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", ["network/the-network", "training/gain-while-training"])
+def test_a_chapter_runs_as_a_notebook_away_from_a_clone(wheel, tmp_path, chapter):
+    """One that reads stored results, and one that does not."""
+    from nbclient import NotebookClient
+
+    from bnmlp_book import notebooks
+
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    found = notebooks.notebook(ROOT / "book" / f"{chapter}.md")
+    path = tmp_path / "chapter.ipynb"
+    notebooks.write(found, path)
+    where = "import bnmlp; print(bnmlp.__file__)"
+    found.cells.insert(0, nbformat.v4.new_code_cell(where))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "BNMLP_SCALE": "smoke"}
+    client = NotebookClient(found, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute(env=environment)
+    assert str(tmp_path) in found.cells[0].outputs[0]["text"]
+    assert ("stored_table(" in path.read_text()) == (chapter != "network/the-network")

@@ -62,7 +62,7 @@ def test_a_table_too_heavy_for_a_clone_is_refused(monkeypatch, tmp_path):
 
 
 def test_a_missing_stored_table_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no nowhere/a\.csv .* clone of the book"):
+    with pytest.raises(FileNotFoundError, match=r"no nowhere/a\.csv .* named FOLDER/TABLE\.csv"):
         stored_table("nowhere/a.csv")
 
 

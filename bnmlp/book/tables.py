@@ -14,7 +14,8 @@ import torch
 from bnmlp.machine.settings import default_device
 from bnmlp.machine.storage import read_text, write_text
 
-DATA = Path(__file__).parents[2] / "book" / "data"
+CLONE = Path(__file__).parents[2] / "book" / "data"
+DATA = CLONE if CLONE.is_dir() else Path(__file__).parent / "data"  # which a wheel has
 
 
 def stored_table(name: str) -> pd.DataFrame:
@@ -27,12 +28,12 @@ def stored_table(name: str) -> pd.DataFrame:
         The table, first column as index; its comment lines, joined, in ``attrs["provenance"]``.
 
     Raises:
-        FileNotFoundError: If there is no such file, as outside a clone of the book.
+        FileNotFoundError: If there is no such file.
     """
     path = DATA / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"stored_table: no {name} in {DATA}; stored results come with a clone of the book"
+            f"stored_table: no {name} in {DATA}; stored results are named FOLDER/TABLE.csv"
         )
     table = pd.read_csv(path, comment="#", index_col=0)
     lines = [line for line in read_text(path).splitlines() if line.startswith("#")]

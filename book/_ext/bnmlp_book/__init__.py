@@ -11,6 +11,7 @@ from . import (
     execution,
     figures,
     glance,
+    notebooks,
     pages,
     reading,
     report,
@@ -49,12 +50,14 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-read", glance.missing)
     app.connect("doctree-resolved", pages.write_powers)
     app.connect("env-get-outdated", pages.outdated, priority=900)
+    app.connect("html-page-context", notebooks.offer, priority=400)
     app.connect("html-page-context", pages.name_once, priority=900)
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
     app.connect("html-page-context", pages.drop_plain_spans, priority=900)
     app.connect("html-page-context", pages.drop_empty_heads, priority=900)
     app.connect("build-finished", figures.lighten)
     app.connect("build-finished", scoreboard.write_csv)
+    app.connect("build-finished", notebooks.write_all)
     app.connect("build-finished", report.write, priority=900)
     app.add_directive("at-a-glance", glance.AtAGlance)
     app.add_directive("build-info", status.BuildInfo)

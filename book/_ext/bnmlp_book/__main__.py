@@ -62,16 +62,12 @@ def check() -> int:
 
 def notebooks() -> int:
     """Write every chapter as a notebook into ``.notebooks``, for nbmake."""
-    import nbformat
-    from myst_nb.core.read import read_myst_markdown_notebook
-
-    from . import sources
+    from . import notebooks, sources
 
     for page in sources.pages(ROOT):
         if sources.code_cells(page):
             path = (ROOT / ".notebooks" / page.relative_to(ROOT)).with_suffix(".ipynb")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(read_myst_markdown_notebook(page.read_text("utf8"), path=page), path)
+            notebooks.write(notebooks.notebook(page), path)
     return 0
 
 
