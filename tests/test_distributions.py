@@ -59,6 +59,7 @@ def test_a_chapter_runs_as_a_notebook_away_from_a_clone(wheel, tmp_path, chapter
     """One that reads stored results, and one that does not."""
     from nbclient import NotebookClient
 
+    nbformat = pytest.importorskip("nbformat")
     from bnmlp_book import notebooks
 
     zipfile.ZipFile(wheel).extractall(tmp_path)
