@@ -52,22 +52,28 @@ def outdated(app: Sphinx, env, added, changed, removed) -> list[str]:
     ]
 
 
-POWER = re.compile(r"(-?)(\d(?:\.\d+)?)e([+-])0*(\d+)")
+POWER = re.compile(r"(-?)(\d(?:\.\d+)?)e([+-])0*(\d+)(?=$| )")
+MINUS, SPACE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+
+
+def number_nodes(text: str) -> list[nodes.Node]:
+    """A measured number such as 5e+65 as a power of ten, as readers write it; others as they are."""
+    found = POWER.match(text)
+    if not found:
+        return [nodes.Text(text)]
+    sign, digits, below, exponent = found.groups()
+    power = nodes.superscript("", (MINUS if below == "-" else "") + exponent)
+    factor = f"{MINUS if sign else ''}{digits}{SPACE}×{SPACE}10"
+    return [nodes.Text(factor), power, nodes.Text(text[found.end() :])]
 
 
 def write_powers(app: Sphinx, doctree, docname: str) -> None:
-    """Measured numbers such as 5e+65 as a power of ten, as readers write them."""
+    """Write the numbers that a page pastes into its text with :func:`number_nodes`."""
     for inline in list(doctree.findall(nodes.inline)):
-        if "pasted-text" not in inline["classes"]:
-            continue
-        found = POWER.fullmatch(inline.astext())
-        if found:
-            sign, digits, below, exponent = found.groups()
-            minus = "\N{MINUS SIGN}"
-            power = nodes.superscript("", (minus if below == "-" else "") + exponent)
-            factor = f"{minus if sign else ''}{digits} \N{MULTIPLICATION SIGN} 10"
+        if "pasted-text" in inline["classes"] and POWER.fullmatch(inline.astext()):
+            written = number_nodes(inline.astext())
             inline.children = []
-            inline += [nodes.Text(factor.replace(" ", "\N{NO-BREAK SPACE}")), power]
+            inline += written
 
 
 def name_once(app: Sphinx, pagename, templatename, context, doctree) -> None:

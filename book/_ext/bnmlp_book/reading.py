@@ -9,6 +9,7 @@ from sphinx.util.docutils import SphinxRole
 
 from .execution import results
 from .glance import minutes_to_read
+from .pages import number_nodes
 
 MINUTES = re.compile(r"\{minutes\}`([^`@]+)`")
 logger = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ class Measured(SphinxRole):
                 if claim["name"] == self.text:
                     address = self.env.app.builder.get_relative_uri(self.env.docname, page)
                     uri = f"{address}#claim-{self.text}"
-                    return [nodes.reference("", claim["measured"], internal=True, refuri=uri)], []
+                    link = nodes.reference("", "", internal=True, refuri=uri)
+                    link += number_nodes(claim["measured"])
+                    return [link], []
         logger.warning("no claim %s in this build", self.text, location=self.get_location())
         return [nodes.Text("?")], []
 
