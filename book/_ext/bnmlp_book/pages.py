@@ -57,7 +57,7 @@ MINUS, SPACE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 
 
 def number_nodes(text: str) -> list[nodes.Node]:
-    """A measured number such as 5e+65 as a power of ten, as readers write it; others as they are."""
+    """A measured number such as 5e+65 as readers write it; others as they are."""
     found = POWER.match(text)
     if not found:
         return [nodes.Text(text)]
