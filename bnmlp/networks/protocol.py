@@ -138,7 +138,8 @@ class Stacked(nn.Module):
         x = x.expand(self.replicas, *x.shape[1:]) if own else x
         if x.device.type == "cpu" and self._goes_one_by_one():
             # In one batch they would be grouped convolutions, which take twice as long there.
-            states = [{k: v[r] for k, v in self._state().items()} for r in range(self.replicas)]
+            parts = {name: value.unbind() for name, value in self._state().items()}
+            states = [{name: p[r] for name, p in parts.items()} for r in range(self.replicas)]
             inputs = x if own else [x] * self.replicas
             return torch.stack(list(map(self._one, states, inputs)))
         each = vmap(self._one, in_dims=(0, 0 if own else None), randomness="different")
