@@ -104,3 +104,16 @@ def test_numbers_that_a_page_shows_have_three_digits():
     show_few_digits(formatter)
     shown, _ = formatter.format(value)
     assert shown["text/plain"] == "(2.89e-15, {'gap': 0.924}, [inf, 0.333], 12345)"
+
+
+def test_the_readme_shows_the_stored_training(tmp_path):
+    pytest.importorskip("bnmlp_book")
+    from bnmlp_book.pictures import STATIC, draw
+
+    draw(tmp_path / "training.svg")
+    drawn, shown = (
+        [float(n) for n in re.findall(r"[ML] (-?[\d.]+) -?[\d.]+", path.read_text())]
+        for path in (tmp_path / "training.svg", STATIC / "training.svg")
+    )
+    assert len(drawn) == len(shown), "python -m bnmlp_book.pictures draws it anew"
+    np.testing.assert_allclose(drawn, shown, atol=0.1)
