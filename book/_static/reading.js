@@ -3,7 +3,7 @@
 
 (() => {
   const BOXES =
-    "div.math, div.math > mjx-container, p span.math, li span.math, .text_html, " +
+    "div.math, div.math > mjx-container, :is(p, li, dd, dt) span.math, .text_html, " +
     ".pst-scrollable-table-container, pre";
   const PHONE = window.matchMedia("(max-width: 480px)");
   const MOST_CELLS = 48; // of a table of numbers that is shown row below row
@@ -82,6 +82,13 @@
     }
   }
 
+  /* A button that shows its name and its keys needs no other name, which would hide the keys. */
+  function nameButtons() {
+    for (const button of document.querySelectorAll(".search-button-field[aria-label]")) {
+      button.removeAttribute("aria-label");
+    }
+  }
+
   /* Every claim shows its address, as headings do. */
   function linkClaims() {
     for (const statement of document.querySelectorAll(".claim[id] > .claim-statement")) {
@@ -121,6 +128,7 @@
     waiting = setTimeout(arrange, 300);
   });
   window.addEventListener("load", () => {
+    nameButtons();
     linkClaims();
     arrange();
     document.querySelectorAll(".bd-content details").forEach((fold) => {

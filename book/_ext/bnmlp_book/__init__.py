@@ -55,6 +55,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
     app.connect("html-page-context", pages.drop_plain_spans, priority=900)
     app.connect("html-page-context", pages.drop_empty_heads, priority=900)
+    app.connect("html-page-context", pages.drop_list_roles, priority=900)
     app.connect("build-finished", figures.lighten)
     app.connect("build-finished", scoreboard.write_csv)
     app.connect("build-finished", notebooks.write_all)
