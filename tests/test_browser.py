@@ -140,23 +140,24 @@ def test_the_scoreboard_shows_what_is_asked_for_and_says_so_in_its_address(brows
     assert set(table["holds"].dropna()) <= {True, False} and table["name"].is_unique
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(f"{address}book/reference/scoreboard.html?verdict=corrected")
+    form = page.locator("form.score-filter")
     corrected = table[table["verdict"] == "corrected"]
     assert shown(page) == corrected["name"].tolist()
     assert page.locator(".score-count").inner_text() == f"{len(corrected)} of {len(table)} claims"
     part = corrected["part"].iloc[-1]
-    page.get_by_label("Part").select_option(part)
+    form.get_by_label("Part").select_option(part)
     assert shown(page) == corrected[corrected["part"] == part]["name"].tolist()
     assert "verdict=corrected" in page.url and "part=" in page.url
     page.get_by_role("button", name="Show all").focus()
     page.keyboard.press("Enter")
-    page.get_by_label("Search").fill("harmonic gap")
+    form.get_by_label("Search").fill("harmonic gap")
     found = shown(page)
     assert "harmonic-gap-law" in found and len(found) < 40
     assert page.url.endswith("?q=harmonic+gap")
-    page.get_by_label("Margin").select_option("below 4 σ")
+    form.get_by_label("Margin").select_option("below 4 σ")
     near = table[(table["kind"] == "live") & (table["margin"] < 3.95)]["name"]
     assert set(shown(page)) <= set(table[table["margin"] < 4.05]["name"])
-    page.get_by_label("Search").fill("")
+    form.get_by_label("Search").fill("")
     assert set(near) <= set(shown(page))
     page.goto(f"{address}book/reference/scoreboard.html#score-harmonic-gap-law")
     assert page.locator("#score-harmonic-gap-law").is_visible()
