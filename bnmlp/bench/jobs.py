@@ -98,7 +98,7 @@ def products(model: BNMLP, x: Tensor) -> None:
     for i in reversed(range(1, model.depth)):
         weight = model.hidden_weight[i - 1]
         below = torch.bmm(weight.mT, grad, out=stack.spare[i % 2])
-        weight.baddbmm_(grad, stack.out[i - 1].mT, alpha=-RATE)  # of zeros: it stays
+        weight.baddbmm_(grad, stack.linear[i - 1].mT, alpha=-RATE)  # of zeros: it stays
         grad = below
 
 
