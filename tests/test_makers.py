@@ -1,6 +1,7 @@
 """Makers of stored results, run at small size: also those whose full size needs a GPU."""
 
 import importlib.util
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -138,6 +139,23 @@ def test_makers_gather_the_folders_of_runs(folder, maker, monkeypatch, tmp_path)
     assert made == {name: stored[name] for name in made}
     rows = pd.read_csv(next((tmp_path / folder).glob("*.csv")), comment="#")
     assert set(rows["name"]) == {"bias-False", "bias-True"}
+
+
+def test_a_run_that_was_further_when_it_was_stored_keeps_its_rows(maker, monkeypatch, tmp_path):
+    runs, make = tmp_path / "mnist5k", maker("depth-and-training/make.py")
+    run = TrainingRun(name="a", width=8, depth=3, epochs=2)
+    monkeypatch.setattr(sys, "argv", ["make.py", str(runs)])
+    for epochs, other in ((2, "b"), (1, "c")):
+        for name in ("a", other):
+            train(
+                run.model_copy(update={"name": name, "epochs": epochs}), runs / name, progress=False
+            )
+        make.main()
+        shutil.rmtree(runs)
+    path = tmp_path / "depth-and-training" / "mnist5k.csv"
+    rows = pd.read_csv(path, comment="#")
+    assert dict(rows.groupby("name")["epoch"].max()) == {"a": 2, "b": 2, "c": 1}
+    assert "from an earlier gathering: a, b" in path.read_text("utf-8")
 
 
 def test_tools_that_are_not_installed_are_named_with_the_remedy(maker, monkeypatch):
