@@ -1,5 +1,6 @@
 """The audit: what it found, what it keys its results by, and mutations that fit the package."""
 
+import json
 import math
 from pathlib import Path
 
@@ -134,6 +135,27 @@ def test_every_claim_was_audited_and_holds_in_every_build():
     assert set(table.index) == stated
     lost = table[table["held"] < table["builds"]]
     assert lost.empty, lost[["page", "builds", "held", "median", "spread"]]
+
+
+def test_pages_that_were_not_audited_anew_keep_their_rows(tmp_path, monkeypatch):
+    table = audited()
+    for name in ("TABLE", "SECONDS"):
+        path = tmp_path / getattr(audit, name).name
+        path.write_text(getattr(audit, name).read_text())
+        monkeypatch.setattr(audit, name, path)
+    monkeypatch.setattr(audit, "RESULTS", tmp_path)
+    page = next(page for page in pages(ROOT) if page.stem == "gap-decay")
+    slug = claims(page)[0].id
+    record = {"name": slug, "value": "0.125", "low": 0.0, "high": 1.0}
+    result = tmp_path / "seed-0" / audit.result_path("seed-0", page).name
+    result.parent.mkdir()
+    result.write_text(json.dumps({"claims": [record], "seconds": 2.5}))
+    audit.write_table()
+    after, others = audited(), table["page"] != "gap-decay"
+    pd.testing.assert_frame_equal(after.drop(slug), table[others])
+    assert after.loc[slug, "median"] == 0.125
+    seconds = pd.read_csv(audit.SECONDS, comment="#").set_index("page")["seconds"]
+    assert len(seconds) > 40 and seconds["book/initialisation/gap-decay"] == 2.5
 
 
 def complete(table: pd.DataFrame) -> pd.Series:

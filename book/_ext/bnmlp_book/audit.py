@@ -277,21 +277,29 @@ def expected_seconds(page: Path) -> float:
 
 
 def write_table() -> None:
-    """Gather the current results of all builds, one row for each claim."""
+    """Gather the results of all builds, one row for each claim.
+
+    Pages that no build here has run, as where an audit was of some chapters only, keep the rows
+    that the table has for them.
+    """
     import numpy as np
     import pandas as pd
 
     from bnmlp.book.claims import within
 
-    rows, seconds = [], []
+    rows: list[dict] = []
+    before, seconds = _stored()
     for page in pages(ROOT):
         if not code_cells(page):
             continue
         plain = result_path("seed-0", page)
         if plain.exists():
             took = json.loads(plain.read_text())["seconds"]
-            seconds.append((page.relative_to(ROOT).with_suffix("").as_posix(), took))
+            seconds[page.relative_to(ROOT).with_suffix("").as_posix()] = took
         said = {claim.id: claim.fields for claim in claims(page)}
+        if not any((RESULTS / build / plain.name).exists() for build in BUILDS):
+            rows += [row for row in before if row["page"] == page.stem and row["claim"] in said]
+            continue
         found: dict[str, dict[str, dict]] = {}
         for build in BUILDS:
             path = RESULTS / build / plain.name
@@ -324,9 +332,22 @@ def write_table() -> None:
         f"# command: make audit; {platform.machine()}, torch {version('torch')}\n"
     )
     _replace(TABLE, about + table.to_csv(index=False, float_format="%.4g"))
-    lines = "".join(f"{name},{took:.1f}\n" for name, took in seconds)
+    order = [page.relative_to(ROOT).with_suffix("").as_posix() for page in pages(ROOT)]
+    lines = "".join(f"{name},{seconds[name]:.1f}\n" for name in order if name in seconds)
     head = "# What a first build expects each page to take, on one thread\npage,seconds\n"
     _replace(SECONDS, head + lines)
+
+
+def _stored() -> tuple[list[dict], dict[str, float]]:
+    """Rows of the table, and seconds by page, as they are stored."""
+    import pandas as pd
+
+    found = [pd.read_csv(path, comment="#") if path.exists() else None for path in (TABLE, SECONDS)]
+    rows, seconds = found
+    return (
+        [] if rows is None else rows.to_dict("records"),
+        {} if seconds is None else dict(zip(seconds["page"], seconds["seconds"], strict=True)),
+    )
 
 
 def _replace(path: Path, text: str) -> None:
