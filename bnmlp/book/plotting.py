@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.rcsetup import cycler
 from torch import Tensor
 
+from bnmlp.book.figure_data import figure_csv
 from bnmlp.book.intervals import median_interval
 
 # Readable on white and on dark pages alike.
@@ -24,6 +25,7 @@ COLOURS = {
     "sin": PINK,
     "theory": NEUTRAL,
 }
+DATA = "bnmlp-data"  # in the metadata of an image
 DIGITS = 3  # of a number shown as the value of a cell
 THIN = 0.45  # opacity of the networks behind their median; less is below the contrast of graphics
 POINTS = 700  # of a bundle of lines; each point costs ten bytes of a page
@@ -32,7 +34,8 @@ POINTS = 700  # of a bundle of lines; each point costs ten bytes of a page
 def use_book_style() -> None:
     """Draw transparent SVG figures whose text and lines read on light and dark pages.
 
-    Numbers that a notebook shows as the value of a cell get ``DIGITS`` digits.
+    Numbers that a notebook shows as the value of a cell get ``DIGITS`` digits, and each
+    figure brings its data.
     """
     from IPython.core.getipython import get_ipython
     from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -40,6 +43,7 @@ def use_book_style() -> None:
     set_matplotlib_formats("svg", metadata={"Date": None})
     if (shell := get_ipython()) is not None:
         show_few_digits(shell.display_formatter)
+        bring_data(shell.display_formatter)
     mpl.rcParams.update(
         {
             "figure.figsize": (6, 3.6),
@@ -79,6 +83,17 @@ def show_few_digits(formatter: Any) -> None:
     formatter.formatters["text/plain"].float_precision = f"%.{DIGITS}g"
 
 
+def bring_data(formatter: Any) -> None:
+    """Let a notebook keep what a figure draws, as CSV in the metadata of its image.
+
+    Args:
+        formatter: IPython's ``DisplayFormatter``, which draws figures as SVG already.
+    """
+    images = formatter.formatters["image/svg+xml"]
+    draw = images.lookup_by_type(Figure)
+    images.for_type(Figure, lambda figure: (draw(figure), {DATA: figure_csv(figure)}))
+
+
 def curve(
     ax: Axes, x: np.ndarray | Tensor, runs: np.ndarray | Tensor, label: str, **style: Any
 ) -> Line2D:
@@ -99,7 +114,11 @@ def curve(
     most = max(POINTS // (runs.shape[1] + 1), 40)
     kept = np.unique(np.linspace(0, len(x) - 1, most).round().astype(int))
     (line,) = ax.plot(x[kept], np.median(runs[kept], 1), label=label, **style)
-    ax.plot(x[kept], runs[kept], color=line.get_color(), alpha=THIN, linewidth=0.7, linestyle="-")
+    names = [f"_{label}, network {number}" for number in range(1, runs.shape[1] + 1)]
+    ax.plot(
+        x[kept], runs[kept], color=line.get_color(), alpha=THIN, linewidth=0.7, linestyle="-",
+        label=names,  # underscored: not in the legend
+    )  # fmt: skip
     return line
 
 
