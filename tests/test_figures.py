@@ -1,3 +1,4 @@
+import base64
 import functools
 import io
 import re
@@ -13,7 +14,15 @@ from matplotlib.figure import Figure
 
 from bnmlp.book.figure_data import figure_csv
 from bnmlp.book.intervals import median_interval
-from bnmlp.book.plotting import DATA, bring_data, curve, median_bars, new_figure, show_few_digits
+from bnmlp.book.plotting import (
+    DATA,
+    PICTURE,
+    bring_data,
+    curve,
+    median_bars,
+    new_figure,
+    show_few_digits,
+)
 from bnmlp_book.figures import lighter
 from bnmlp_book.pages import drop_empty_heads, drop_plain_spans
 
@@ -170,6 +179,10 @@ def test_a_figure_brings_its_data_and_is_drawn_as_before(shell_formatter):
     after, told = shell_formatter.format(fig, include={"image/svg+xml"})
     assert after == before
     assert "1,line,1,0.3,,," in told["image/svg+xml"][DATA].splitlines()
+    pixels = plt.imread(io.BytesIO(base64.b64decode(told["image/svg+xml"][PICTURE])))
+    assert pixels.shape[1] == 1200 and pixels[0, 0].tolist() == [1, 1, 1, 1]
+    _, told = shell_formatter.format(fig, include={"image/svg+xml"})
+    assert PICTURE not in told["image/svg+xml"]
 
 
 def test_a_figure_of_words_has_no_data():

@@ -1,5 +1,7 @@
 """How the book's figures look: one style, one colour for each thing on every page."""
 
+import base64
+import io
 from typing import Any
 
 import matplotlib as mpl
@@ -25,7 +27,7 @@ COLOURS = {
     "sin": PINK,
     "theory": NEUTRAL,
 }
-DATA = "bnmlp-data"  # in the metadata of an image
+DATA, PICTURE = "bnmlp-data", "bnmlp-picture"  # in the metadata of an image
 DIGITS = 3  # of a number shown as the value of a cell
 THIN = 0.45  # opacity of the networks behind their median; less is below the contrast of graphics
 POINTS = 700  # of a bundle of lines; each point costs ten bytes of a page
@@ -84,14 +86,32 @@ def show_few_digits(formatter: Any) -> None:
 
 
 def bring_data(formatter: Any) -> None:
-    """Let a notebook keep what a figure draws, as CSV in the metadata of its image.
+    """Let a notebook keep what its figures draw, in the metadata of their images.
+
+    That is their data as CSV under ``DATA`` and, of the first one, a picture on white as PNG in
+    base 64 under ``PICTURE``, for previews that show no SVG.
 
     Args:
         formatter: IPython's ``DisplayFormatter``, which draws figures as SVG already.
     """
     images = formatter.formatters["image/svg+xml"]
     draw = images.lookup_by_type(Figure)
-    images.for_type(Figure, lambda figure: (draw(figure), {DATA: figure_csv(figure)}))
+    pictures = iter([picture])
+
+    def draw_with_data(figure: Figure) -> tuple[str, dict[str, str]]:
+        image, show = draw(figure), next(pictures, None)  # first: another drawing may move the axes
+        told = {DATA: figure_csv(figure)} | ({PICTURE: show(figure)} if show else {})
+        return image, told
+
+    images.for_type(Figure, draw_with_data)
+
+
+def picture(figure: Figure) -> str:
+    """A figure on white, 1200 points wide, as PNG in base 64."""
+    image = io.BytesIO()
+    dots = 1200 / figure.get_figwidth()
+    figure.savefig(image, format="png", dpi=dots, facecolor="white", transparent=False)
+    return base64.b64encode(image.getvalue()).decode()
 
 
 def curve(
