@@ -167,3 +167,62 @@ def test_the_scoreboard_shows_what_is_asked_for_and_says_so_in_its_address(brows
         "#claim-harmonic-gap-law"
     )
     page.close()
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES + OTHERS)
+def test_axe_finds_nothing_serious(browser, address, name, mode):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=mode)
+    try:
+        page.goto(address + name, wait_until="load")
+        if page.query_selector(".math"):
+            page.evaluate("MathJax.startup.promise")
+        page.wait_for_timeout(100)  # for what follows the typesetting
+        options = {"resultTypes": ["violations"]}
+        found = axe.run(page, options=options).response["violations"]
+        serious = [rule for rule in found if rule["impact"] in ("serious", "critical")]
+        assert not serious, "\n".join(
+            f"{rule['id']}: {node['html'][:200]} ({node['failureSummary']})"
+            for rule in serious
+            for node in rule["nodes"][:5]
+        )
+    finally:
+        page.close()
+
+
+def test_links_show_what_they_lead_to(browser, address):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    fetched = []
+    page.on("request", lambda request: fetched.append(request.url))
+    page.goto(address + "book/theory/many-layers.html", wait_until="load")
+    page.evaluate("MathJax.startup.promise")
+    box = page.locator("#preview")
+    links = page.locator(".bd-article a.reference.internal")
+
+    def to(target):
+        """The first link to it that is seen."""
+        return links.and_(page.locator(f'[href$="{target}"]:visible')).first
+
+    to("#equation-harmonic-law").hover()
+    box.locator("div.math mjx-container").wait_for()
+    page.keyboard.press("Escape")
+    assert box.is_hidden()
+    to("#fig-harmonic-gap").hover()
+    image = box.locator("figure img")
+    image.wait_for()
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+    fetched.clear()
+    far = 'a[href*="bibliography.html#"]'
+    page.locator(f".bd-article {far}:visible").first.hover()
+    box.locator("div.citation, dd").first.wait_for()
+    page.mouse.move(0, 0)
+    box.wait_for(state="hidden")
+    page.locator(f".bd-article {far}:visible").first.hover()
+    box.wait_for()
+    assert len([url for url in fetched if url.endswith("bibliography.html")]) == 1
+    assert not page.evaluate("""() => {
+      const ids = [...document.querySelectorAll("[id]")].map(tag => tag.id);
+      return document.querySelector("#preview [id]") || ids.length - new Set(ids).size > 20;
+    }""")
+    page.close()

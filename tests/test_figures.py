@@ -1,13 +1,28 @@
+import base64
+import functools
 import io
 import re
 import xml.etree.ElementTree as ET
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.formatters import DisplayFormatter
+from IPython.core.pylabtools import print_figure
+from matplotlib.figure import Figure
 
-from bnmlp.book.plotting import curve, median_bars, new_figure, show_few_digits
+from bnmlp.book.figure_data import figure_csv
+from bnmlp.book.intervals import median_interval
+from bnmlp.book.plotting import (
+    DATA,
+    PICTURE,
+    bring_data,
+    curve,
+    median_bars,
+    new_figure,
+    show_few_digits,
+)
 from bnmlp_book.figures import lighter
 from bnmlp_book.pages import drop_empty_heads, drop_plain_spans
 
@@ -117,3 +132,71 @@ def test_the_readme_shows_the_stored_training(tmp_path):
     )
     assert len(drawn) == len(shown), "python -m bnmlp_book.pictures draws it anew"
     np.testing.assert_allclose(drawn, shown, atol=0.1)
+
+
+def data_of(figure):
+    """Its data, read as a reader would."""
+    return pd.read_csv(io.StringIO(figure_csv(figure)), comment="#")
+
+
+def test_the_data_of_a_figure_are_the_numbers_that_it_draws():
+    rng = np.random.default_rng(0)
+    x, runs = np.arange(1.0, 9), rng.normal(size=(8, 3))
+    fig, (ax, counts, image) = new_figure(3)
+    curve(ax, x, runs, "measured")
+    median_bars(ax, x, runs, label="bars")
+    ax.fill_between(x, x - 1, x + 2, label="band")
+    ax.axhline(0.25, label="bound")
+    ax.set(xlabel="depth", title="a title")
+    heights, edges, _ = counts.hist(runs[:, 0], bins=4, label="counts")
+    counts.set_xticks([0, 1], ["zero", "one"])
+    cells = image.pcolormesh([0, 2, 4], [0, 1, 2], [[1.0, 2], [3, 4]])
+    fig.colorbar(cells, ax=image)
+    data = data_of(fig).set_index("series")
+    middle, low, high = median_interval(runs)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    close(data.loc["measured", ["x", "y"]], np.stack([x, np.median(runs, 1)], 1))
+    for number in range(3):
+        close(data.loc[f"measured, network {number + 1}", "y"], runs[:, number])
+    close(data.loc["bars", ["x", "y", "low", "high"]], np.stack([x, middle, low, high], 1))
+    close(data.loc["band", ["x", "low", "high"]], np.stack([x, x - 1, x + 2], 1))
+    assert data.loc["bound", "y"] == 0.25 and np.isnan(data.loc["bound", "x"])
+    close(data.loc["counts", "y"], heights)
+    close(data.loc["counts", "x"], (edges[:-1] + edges[1:]) / 2)
+    assert data[data["panel"] == 3]["value"].tolist() == [1, 2, 3, 4]
+    assert data[data["panel"] == 3]["x"].tolist() == [1, 3, 1, 3]
+    assert set(data["panel"]) == {1, 2, 3}
+    first, second, *_ = figure_csv(fig).splitlines()
+    assert first == "# panel 1, a title; x: depth; y: no name"
+    assert second == "# panel 2; x: (0 = zero, 1 = one); y: no name"
+
+
+def test_a_figure_brings_its_data_and_is_drawn_as_before(shell_formatter):
+    fig, ax = plt.subplots()
+    ax.plot([1, 2], [0.1 + 0.2, 5], label="line")
+    before, _ = shell_formatter.format(fig, include={"image/svg+xml"})
+    bring_data(shell_formatter)
+    after, told = shell_formatter.format(fig, include={"image/svg+xml"})
+    assert after == before
+    assert "1,line,1,0.3,,," in told["image/svg+xml"][DATA].splitlines()
+    pixels = plt.imread(io.BytesIO(base64.b64decode(told["image/svg+xml"][PICTURE])))
+    assert pixels.shape[1] == 1200 and pixels[0, 0].tolist() == [1, 1, 1, 1]
+    _, told = shell_formatter.format(fig, include={"image/svg+xml"})
+    assert PICTURE not in told["image/svg+xml"]
+
+
+def test_a_figure_of_words_has_no_data():
+    fig, ax = new_figure()
+    ax.text(0, 0, "nothing")
+    assert figure_csv(fig) == ""
+
+
+@pytest.fixture
+def shell_formatter():
+    """A formatter that draws figures as SVG."""
+    formatter = DisplayFormatter()
+    draw = functools.partial(print_figure, fmt="svg", metadata={"Date": None})
+    formatter.formatters["image/svg+xml"].for_type(Figure, draw)
+    still = {"svg.hashsalt": "test", "figure.constrained_layout.use": False}  # drawn twice alike
+    with plt.rc_context(still):
+        yield formatter

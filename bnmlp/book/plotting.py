@@ -1,5 +1,7 @@
 """How the book's figures look: one style, one colour for each thing on every page."""
 
+import base64
+import io
 from typing import Any
 
 import matplotlib as mpl
@@ -11,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.rcsetup import cycler
 from torch import Tensor
 
+from bnmlp.book.figure_data import figure_csv
 from bnmlp.book.intervals import median_interval
 
 # Readable on white and on dark pages alike.
@@ -24,6 +27,7 @@ COLOURS = {
     "sin": PINK,
     "theory": NEUTRAL,
 }
+DATA, PICTURE = "bnmlp-data", "bnmlp-picture"  # in the metadata of an image
 DIGITS = 3  # of a number shown as the value of a cell
 THIN = 0.45  # opacity of the networks behind their median; less is below the contrast of graphics
 POINTS = 700  # of a bundle of lines; each point costs ten bytes of a page
@@ -32,7 +36,8 @@ POINTS = 700  # of a bundle of lines; each point costs ten bytes of a page
 def use_book_style() -> None:
     """Draw transparent SVG figures whose text and lines read on light and dark pages.
 
-    Numbers that a notebook shows as the value of a cell get ``DIGITS`` digits.
+    Numbers that a notebook shows as the value of a cell get ``DIGITS`` digits, and each
+    figure brings its data.
     """
     from IPython.core.getipython import get_ipython
     from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -40,6 +45,7 @@ def use_book_style() -> None:
     set_matplotlib_formats("svg", metadata={"Date": None})
     if (shell := get_ipython()) is not None:
         show_few_digits(shell.display_formatter)
+        bring_data(shell.display_formatter)
     mpl.rcParams.update(
         {
             "figure.figsize": (6, 3.6),
@@ -79,6 +85,35 @@ def show_few_digits(formatter: Any) -> None:
     formatter.formatters["text/plain"].float_precision = f"%.{DIGITS}g"
 
 
+def bring_data(formatter: Any) -> None:
+    """Let a notebook keep what its figures draw, in the metadata of their images.
+
+    That is their data as CSV under ``DATA`` and, of the first one, a picture on white as PNG in
+    base 64 under ``PICTURE``, for previews that show no SVG.
+
+    Args:
+        formatter: IPython's ``DisplayFormatter``, which draws figures as SVG already.
+    """
+    images = formatter.formatters["image/svg+xml"]
+    draw = images.lookup_by_type(Figure)
+    pictures = iter([picture])
+
+    def draw_with_data(figure: Figure) -> tuple[str, dict[str, str]]:
+        image, show = draw(figure), next(pictures, None)  # first: another drawing may move the axes
+        told = {DATA: figure_csv(figure)} | ({PICTURE: show(figure)} if show else {})
+        return image, told
+
+    images.for_type(Figure, draw_with_data)
+
+
+def picture(figure: Figure) -> str:
+    """A figure on white, 1200 points wide, as PNG in base 64."""
+    image = io.BytesIO()
+    dots = 1200 / figure.get_figwidth()
+    figure.savefig(image, format="png", dpi=dots, facecolor="white", transparent=False)
+    return base64.b64encode(image.getvalue()).decode()
+
+
 def curve(
     ax: Axes, x: np.ndarray | Tensor, runs: np.ndarray | Tensor, label: str, **style: Any
 ) -> Line2D:
@@ -99,7 +134,11 @@ def curve(
     most = max(POINTS // (runs.shape[1] + 1), 40)
     kept = np.unique(np.linspace(0, len(x) - 1, most).round().astype(int))
     (line,) = ax.plot(x[kept], np.median(runs[kept], 1), label=label, **style)
-    ax.plot(x[kept], runs[kept], color=line.get_color(), alpha=THIN, linewidth=0.7, linestyle="-")
+    names = [f"_{label}, network {number}" for number in range(1, runs.shape[1] + 1)]
+    ax.plot(
+        x[kept], runs[kept], color=line.get_color(), alpha=THIN, linewidth=0.7, linestyle="-",
+        label=names,  # underscored: not in the legend
+    )  # fmt: skip
     return line
 
 

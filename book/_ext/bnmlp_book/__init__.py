@@ -7,12 +7,15 @@ from sphinx.application import Sphinx
 
 from . import (
     captions,
+    changed,
     environment,
     execution,
     figures,
     glance,
+    listed,
     notebooks,
     pages,
+    plotted,
     reading,
     report,
     scoreboard,
@@ -45,12 +48,17 @@ def setup(app: Sphinx) -> dict:
     app.connect("env-before-read-docs", execution.execute_ahead)
     app.connect("source-read", execution.use_cache)
     app.connect("env-updated", execution.write_in_parallel)
+    app.connect("env-updated", changed.begin)
     app.connect("doctree-read", pages.note_numbers_from_elsewhere)
     app.connect("doctree-read", pages.share_description)
     app.connect("doctree-read", glance.missing)
+    app.connect("doctree-read", listed.note, priority=900)
+    app.connect("doctree-resolved", listed.write)
     app.connect("doctree-resolved", pages.write_powers)
     app.connect("env-get-outdated", pages.outdated, priority=900)
     app.connect("html-page-context", notebooks.offer, priority=400)
+    app.connect("html-page-context", plotted.show_picture, priority=400)  # before opengraph
+    app.connect("html-page-context", changed.say)
     app.connect("html-page-context", pages.name_once, priority=900)
     app.connect("html-page-context", pages.drop_repeated_scripts, priority=900)
     app.connect("html-page-context", pages.drop_plain_spans, priority=900)
@@ -59,11 +67,15 @@ def setup(app: Sphinx) -> dict:
     app.connect("build-finished", figures.lighten)
     app.connect("build-finished", scoreboard.write_csv)
     app.connect("build-finished", notebooks.write_all)
+    app.connect("build-finished", plotted.write_all)
     app.connect("build-finished", report.write, priority=900)
+    app.add_post_transform(plotted.OfferData)
     app.add_directive("at-a-glance", glance.AtAGlance)
     app.add_directive("build-info", status.BuildInfo)
     app.add_directive("claim-count", scoreboard.ClaimCount)
+    app.add_directive("list-of", listed.ListOf)
     app.add_role("minutes", reading.Minutes())
     app.add_role("measured", reading.Measured())
     app.add_directive("scoreboard", scoreboard.Scoreboard)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    # A higher version has all pages read again, from their results: what they keep has changed.
+    return {"env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -32,7 +32,7 @@ def build_alone() -> int:
     path = SITE.parent / report.REPORT
     clean = path.exists() and not report.read(SITE)["warnings"]
     if not clean:  # Sphinx reads unchanged pages no more, and would forget what it warned of
-        for name in ("html", ".doctrees", "jupyter_execute"):
+        for name in ("html", ".doctrees", "jupyter_execute", "figures"):
             shutil.rmtree(SITE.parent / name, ignore_errors=True)
     path.unlink(missing_ok=True)
     start = time.monotonic()

@@ -58,19 +58,20 @@ class FoldCode(SphinxPostTransform):
             for block in cell.findall(nodes.literal_block)
             if block.parent.get("nb_element") == "cell_code_source"
         )
-        drawn = [name for figure in cell.findall(nodes.figure) if (name := self.name(figure))]
+        drawn = [n for figure in cell.findall(nodes.figure) if (n := numbered_name(self, figure))]
         of = f" of {' and '.join(drawn)}" if drawn else ""
         return f"Code{of}, {lines} line{'s' * (lines != 1)}"
 
-    def name(self, figure: nodes.figure) -> str | None:
-        """Its kind and number; None for one without."""
-        domain, page = self.env.domains["std"], self.env.docname
-        kind = domain.get_enumerable_node_type(figure)
-        try:
-            number = domain.get_fignumber(self.env, self.app.builder, kind, page, figure)
-        except ValueError:
-            return None
-        return f"{KINDS[kind]} {'.'.join(map(str, number))}" if number else None
+
+def numbered_name(transform: SphinxPostTransform, figure: nodes.figure) -> str | None:
+    """Kind and number of a figure, as the page under way has them; None for one without."""
+    domain, page = transform.env.domains["std"], transform.env.docname
+    kind = domain.get_enumerable_node_type(figure)
+    try:
+        number = domain.get_fignumber(transform.env, transform.app.builder, kind, page, figure)
+    except ValueError:
+        return None
+    return f"{KINDS[kind]} {'.'.join(map(str, number))}" if number else None
 
 
 def open_fold(translator, node: FoldedCode) -> None:

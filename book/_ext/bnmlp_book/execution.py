@@ -27,7 +27,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util import logging
 from traitlets.config import Config
 
-from . import cache
+from . import cache, plotted
 from .kernels import Nursery, WarmKernelManager
 
 CLAIM = "bnmlp-claim"  # in the metadata of an output, as bnmlp.book.claims writes it
@@ -104,7 +104,9 @@ def execute_ahead(app: Sphinx, env, docnames: list[str]) -> None:
             continue
         path = cache.folder(app, name) / key
         try:
-            results(env)[name] = cached_result(read(env, name), Path(env.doc2path(name)), path)
+            notebook = read(env, name)
+            results(env)[name] = cached_result(notebook, Path(env.doc2path(name)), path)
+            plotted.keep(app, notebook)
             os.utime(path)
         except Exception as error:  # none, or one that can't be read
             if path.exists():
@@ -235,6 +237,7 @@ class Run:
             key, "failed" if error else "executed", str(path), seconds, time.time(),
             claims_in(notebook), error,
         )  # fmt: skip
+        plotted.keep(self.app, notebook)
         cache.forget_old(self.app, name)
         self._say(name, seconds, error)
 
