@@ -3,6 +3,7 @@ import functools
 import io
 import re
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -108,17 +109,20 @@ def test_networks_and_their_median_are_drawn_at_the_same_points(points, networks
     plt.close("all")
 
 
-def test_numbers_that_a_page_shows_have_three_digits():
+def test_numbers_that_a_page_shows_have_three_digits_and_those_it_glues_have_all():
     formatter = DisplayFormatter()
+    hook = SimpleNamespace(compute_format_data=formatter.format)
     value = (
         2.886579864025407e-15,
         {"gap": 0.9242511739588397},
         [float("inf"), np.float64(1 / 3)],
         12345,
     )
-    show_few_digits(formatter)
-    shown, _ = formatter.format(value)
+    show_few_digits(SimpleNamespace(display_formatter=formatter, displayhook=hook))
+    shown, _ = hook.compute_format_data(value)
     assert shown["text/plain"] == "(2.89e-15, {'gap': 0.924}, [inf, 0.333], 12345)"
+    glued, _ = formatter.format(np.float64(1.6526825))  # 1.7, but 1.6 by way of 1.65
+    assert glued["text/plain"] == "1.6526825"
 
 
 def test_the_readme_shows_the_stored_training(tmp_path):

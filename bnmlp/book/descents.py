@@ -23,6 +23,7 @@ def path_table(run: Moment, steps: Sequence[int]) -> pd.DataFrame:
         Indexed by step. ``spread`` of the rates with its interval ``low`` to ``high``; the same
         with base norms as at first (``map``), of base norms (``base``) and of squared weight norms
         (``norms``); ``tilt`` of the rates and of base norms; learning ``rate`` of the last matrix.
+        Of an even number all but ``spread`` are the lower of the two medians.
     """
     mapped = rate_path(run.rates[0], run.learning_rates[:-1])
     interval = median_interval(run.spread[steps])

@@ -44,7 +44,7 @@ def use_book_style() -> None:
 
     set_matplotlib_formats("svg", metadata={"Date": None})
     if (shell := get_ipython()) is not None:
-        show_few_digits(shell.display_formatter)
+        show_few_digits(shell)
         bring_data(shell.display_formatter)
     mpl.rcParams.update(
         {
@@ -76,13 +76,26 @@ def use_book_style() -> None:
     )
 
 
-def show_few_digits(formatter: Any) -> None:
+def show_few_digits(shell: Any) -> None:
     """Let a notebook show numbers, also those in lists and dictionaries, with ``DIGITS`` digits.
 
+    Only as the value of a cell: what it glues is rounded once, where the text shows it.
+
     Args:
-        formatter: IPython's ``DisplayFormatter``.
+        shell: IPython's ``InteractiveShell``.
     """
-    formatter.formatters["text/plain"].float_precision = f"%.{DIGITS}g"
+    plain, hook = shell.display_formatter.formatters["text/plain"], shell.displayhook
+    whole = hook.compute_format_data
+
+    def rounded(value: Any) -> Any:
+        plain.float_precision = f"%.{DIGITS}g"
+        try:
+            return whole(value)
+        finally:
+            plain.float_precision = "%.15g"
+
+    plain.float_precision = "%.15g"
+    hook.compute_format_data = rounded
 
 
 def bring_data(formatter: Any) -> None:
