@@ -130,7 +130,8 @@ def test_on_the_sphere_matrices_keep_their_length_and_take_the_direction_of_the_
     x, y = torch.randn(2, 8, 6), torch.randint(0, 3, (2, 8))
     models = [BNMLP(6, 5, 3, 3, replicas=2, dtype=torch.float64) for _ in range(2)]
     off, on = (
-        Descent(model, held(0.5), sphere=sphere) for model, sphere in zip(models, (False, True))
+        Descent(model, held(0.5), sphere=sphere)
+        for model, sphere in zip(models, (False, True), strict=True)
     )
     batch = x.double(), y
     first = off.step(*batch, 0), on.step(*batch, 0)
