@@ -48,6 +48,10 @@ SMALL = {  # what to put in place of a program's constants
         "TARGET": 2.3, "BETWEEN": 2.4, "MINIMA": {"rates": (0.1,), "batches": (8, 200)},
         "PLACES": {"early": 2}, "AHEAD": 3, "RUNS": 2,
     },
+    "on-the-sphere/make.py": {
+        "DEPTHS": (3,), "WIDTH": 8, "SEEDS": 2, "STEPS": 2, "LAST": 1, "WARMUP": 2,
+        "OCTAVES": {"free": (-2,), "turned": (-5,)},
+    },
     "orthogonality/make.py": {"DEPTH": 30, "WIDTH": 8, "STEPS": 4, "RECORDED": (2, 4)},
     "other-tools/make.py": {
         "TOOLS": ("bnmlp",), "DEPTH": 6, "WIDTH": 10, "BATCH": 20, "STEPS": 1, "BLOCKS": 2,

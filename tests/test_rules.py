@@ -9,6 +9,7 @@ from bnmlp import BNMLP
 from bnmlp.measurements.rates import spread
 from bnmlp.theory.weight_dynamics import critical_learning_rate, momentum_map, next_rate
 from bnmlp.training.descent import (
+    Descent,
     cosine,
     critical,
     descent,
@@ -123,3 +124,20 @@ def test_learning_rates_that_are_numbers_keep_all_digits(rule):
         moved = p - (0.3 if name == "output_weight" else 0.1) * p.grad
         error = (model.get_parameter(name) - moved).abs().max() / p.grad.abs().max()
         assert error < 1e-14, f"{name}: {error:.0e}"
+
+
+def test_on_the_sphere_matrices_keep_their_length_and_take_the_direction_of_the_step():
+    x, y = torch.randn(2, 8, 6), torch.randint(0, 3, (2, 8))
+    models = [BNMLP(6, 5, 3, 3, replicas=2, dtype=torch.float64) for _ in range(2)]
+    off, on = (
+        Descent(model, held(0.5), sphere=sphere)
+        for model, sphere in zip(models, (False, True), strict=True)
+    )
+    batch = x.double(), y
+    first = off.step(*batch, 0), on.step(*batch, 0)
+    moved = [model.hidden_weight.detach() for model in models]
+    unit = [w / w.flatten(-2).norm(dim=-1)[..., None, None] for w in moved]
+    torch.testing.assert_close(*unit)
+    after = on.step(*batch, 1)
+    torch.testing.assert_close(after.norms, first[1].norms)
+    assert (off.step(*batch, 1).norms[1:] > first[0].norms[1:]).all()

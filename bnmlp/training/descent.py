@@ -70,6 +70,7 @@ class Descent:
         weight_decay: :math:`\gamma`.
         others: Learning rates of all other parameters, from rates and step: a number or of shape
             ``(R,)``; those of the last normalised matrix if omitted.
+        sphere: Scale every normalised matrix back to its length after each step.
 
     Raises:
         ValueError: If no matrix of the network is normalised.
@@ -83,9 +84,10 @@ class Descent:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         others: Rule | None = None,
+        sphere: bool = False,
     ) -> None:
         self.network, self.module = network, as_module(network)
-        self.rule, self.others = rule, others
+        self.rule, self.others, self.sphere = rule, others, sphere
         self.momentum, self.weight_decay = momentum, weight_decay
         self.names = network.normalized()
         if not self.names:
@@ -111,8 +113,11 @@ class Descent:
             norms = lengths(weights[k] for k in self.names)
             rates = lengths(along[k] for k in self.names) / norms
             sizes = self._sizes(self.rule(rates, t), rates)
-            for name, size in zip(self.names, sizes, strict=True):
-                weights[name].sub_(_columns(size, weights[name]) * self._way(name, along, weights))
+            for name, size, norm in zip(self.names, sizes, norms, strict=True):
+                w = weights[name]
+                w.sub_(_columns(size, w) * self._way(name, along, weights))
+                if self.sphere:
+                    w.mul_(_columns(norm / lengths([w])[0], w))
             others = sizes[-1] if self.others is None else self.others(rates, t)
             self._others(gradients, _like(others, rates).expand(len(sizes[-1])))
         return Moment(losses, correct, rates, norms, sizes)
