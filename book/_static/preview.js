@@ -5,6 +5,7 @@
   const article = document.querySelector(".bd-article");
   if (!article || !window.matchMedia("(hover: hover)").matches) return; // a touch follows the link
   const SHOWN = "div.math, div.proof, figure, div.claim, div.citation, dl.glossary > dd";
+  const LINK = '.bd-article a.reference.internal[href*="#"]';
   const SAVES = window.matchMedia("(prefers-reduced-data: reduce)");
   const box = document.body.appendChild(document.createElement("div"));
   Object.assign(box, { className: "preview bd-content", hidden: true, id: "preview", role: "tooltip" });
@@ -51,7 +52,8 @@
     const url = new URL(link.href);
     const named = (await load(url))?.getElementById(decodeURIComponent(url.hash.slice(1)));
     const target = (named?.matches("dt") ? named.nextElementSibling : named)?.closest(SHOWN);
-    if (!target || shown !== link) return;
+    const readable = window.MathJax || !target?.matches(".math, :has(.math)");
+    if (!target || !readable || shown !== link) return;
     box.replaceChildren(copy(target, url));
     box.hidden = false;
     link.setAttribute("aria-describedby", "preview");
@@ -67,9 +69,10 @@
   }
 
   function change({ type, target }) {
-    const link = target.closest('.bd-article a.reference.internal[href*="#"]');
+    const link = target.closest(LINK);
     const meant = link && (type === "mouseover" || link.matches(":focus-visible"));
-    if (type === "mouseover" && !link && shown?.matches(":focus-visible")) return;
+    const focused = document.activeElement.matches(`${LINK}:focus-visible`);
+    if (type === "mouseover" && !link && focused) return; // the page may have moved
     clearTimeout(waiting);
     if (box.contains(target) || (meant && link === shown)) return;
     waiting = setTimeout(meant ? show : hide, 250, link);
