@@ -1,6 +1,5 @@
 /* Shows the equation, theorem, figure, claim or work that a link leads to, before it is followed. */
 "use strict";
-
 (() => {
   const article = document.querySelector(".bd-article");
   if (!article || !window.matchMedia("(hover: hover)").matches) return; // a touch follows the link
