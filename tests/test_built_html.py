@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
@@ -13,7 +14,8 @@ SITE = Path(__file__).parents[1] / "_build" / "html"
 BOOK = sorted(path.relative_to(SITE).as_posix() for path in (SITE / "book").rglob("*.html"))
 PAGES = BOOK + sorted(path.name for path in SITE.glob("*.html"))
 LOADING = {"script": "src", "img": "src", "source": "src", "iframe": "src", "link": "href"}
-BASE = urlsplit(os.environ.get("BNMLP_SITE_URL", "")).path.rstrip("/") + "/"
+SITE_URL = os.environ.get("BNMLP_SITE_URL", "")
+BASE = urlsplit(SITE_URL).path.rstrip("/") + "/"
 MOST_BYTES = 300_000
 
 pytestmark = [
@@ -152,6 +154,43 @@ def test_tables_and_figures_say_what_they_are(page):
         kind = "Table" if figure["id"].startswith("tab-") else "Fig."
         assert figure.find(class_="caption-number").get_text().startswith(kind), figure["id"]
     assert not soup(page).find(string=re.compile("(Show|Hide) code cell"))
+
+
+@pytest.mark.parametrize("page", BOOK)
+def test_figures_offer_their_data(page):
+    for figure in soup(page).select(".cell_output figure[id^=fig-]"):
+        link = figure.find_parent(class_="cell_output").select_one(".figure-data a[download]")
+        assert link and link["href"].endswith(f"figures/{figure['id']}.csv"), figure["id"]
+        path = SITE / target(page, link["href"])
+        data = pd.read_csv(path, comment="#")
+        assert [*data] == ["panel", "series", "x", "y", "low", "high", "value"] and len(data)
+        assert path.stat().st_size <= MOST_BYTES
+
+
+@pytest.mark.parametrize("page", BOOK)
+def test_links_to_a_page_are_shown_with_a_picture(page):
+    told = {tag["property"]: tag["content"] for tag in soup(page).find_all("meta", property=True)}
+    assert {"og:title", "og:description", "og:image", "og:image:alt"} <= set(told)
+    file = urlsplit(told["og:image"]).path
+    picture = SITE / (file.removeprefix(BASE) if SITE_URL else target(page, file))
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert not SITE_URL or told["og:image"].startswith(SITE_URL)
+    assert soup(page).find("meta", attrs={"name": "twitter:card"})
+
+
+@pytest.mark.skipif(not SITE_URL, reason="a sitemap has full addresses: set BNMLP_SITE_URL")
+def test_the_sitemap_lists_every_page():
+    listed = set(re.findall("<loc>(.*?)</loc>", (SITE / "sitemap.xml").read_text()))
+    assert {f"{SITE_URL.rstrip('/')}/{page}" for page in BOOK} <= listed
+
+
+def test_every_theorem_and_figure_is_listed():
+    links = {
+        a["href"].split("#")[-1] for a in soup("book/reference/lists.html").article.find_all("a")
+    }
+    for page in BOOK:
+        named = soup(page).select("figure[id^=fig-], figure[id^=tab-], div.proof[id]:not(#proof)")
+        assert {tag["id"] for tag in named} <= links, page
 
 
 @pytest.mark.parametrize("page", BOOK)

@@ -149,6 +149,8 @@ def test_the_data_of_a_figure_are_the_numbers_that_it_draws():
     fig, (ax, counts, image) = new_figure(3)
     curve(ax, x, runs, "measured")
     median_bars(ax, x, runs, label="bars")
+    ax.errorbar([1, 2], [np.nan, 3], [np.nan, 0.5], label="holes")
+    ax.plot(x, x)
     ax.fill_between(x, x - 1, x + 2, label="band")
     ax.axhline(0.25, label="bound")
     ax.set(xlabel="depth", title="a title")
@@ -164,6 +166,9 @@ def test_the_data_of_a_figure_are_the_numbers_that_it_draws():
         close(data.loc[f"measured, network {number + 1}", "y"], runs[:, number])
     close(data.loc["bars", ["x", "y", "low", "high"]], np.stack([x, middle, low, high], 1))
     close(data.loc["band", ["x", "low", "high"]], np.stack([x, x - 1, x + 2], 1))
+    np.testing.assert_array_equal(data.loc["holes", ["y", "low"]], [[np.nan, np.nan], [3, 2.5]])
+    unnamed = data[data.index.str.startswith("unnamed", na=False) & (data["panel"] == 1)]
+    assert unnamed.index.nunique() == 1 and unnamed["y"].tolist() == x.tolist()
     assert data.loc["bound", "y"] == 0.25 and np.isnan(data.loc["bound", "x"])
     close(data.loc["counts", "y"], heights)
     close(data.loc["counts", "x"], (edges[:-1] + edges[1:]) / 2)

@@ -85,20 +85,25 @@ def _rows(ax: Axes) -> Iterator[tuple[str, Numbers]]:
 
 
 def _name(label: object) -> str:
-    """A label, that of what no legend shows included; nothing for one that Matplotlib made."""
-    name = str(label).lstrip("_")
-    return "" if name.startswith(("child", "container", "nolegend")) else " ".join(name.split())
+    """A label, that of what no legend shows included; a number for what has none."""
+    name = " ".join(str(label).lstrip("_").split())
+    if name.startswith("child"):
+        return f"unnamed {int(name.removeprefix('child')) + 1}"
+    return "" if name.startswith(("container", "nolegend")) else name
 
 
 def _error_bars(container: Any) -> Iterator[tuple[str, Numbers]]:
     """Points with their intervals; of horizontal intervals only the points are given."""
     line, _, intervals = container.lines
     points = line.get_xydata() if line else np.empty((0, 2))
-    ends = [part.get_segments() for part in intervals] if container.has_yerr else []
-    bars = [np.asarray(segment) for segment in ends[-1]] if ends else [None] * len(points)
-    for (x, y), bar in zip(points, bars, strict=True):
-        ends_of = {} if bar is None else {"low": bar[:, 1].min(), "high": bar[:, 1].max()}
-        yield _name(container.get_label()), {"x": x, "y": y, **ends_of}
+    upright = intervals[-1].get_paths() if container.has_yerr else [None] * len(points)
+    for (x, y), bar in zip(points, upright, strict=True):
+        ends = _ends(bar.vertices[:, 1]) if bar else {}
+        yield _name(container.get_label()), {"x": x, "y": y, **ends}
+
+
+def _ends(heights: Any) -> Numbers:
+    return {"low": heights.min(), "high": heights.max()}
 
 
 def _line(ax: Axes, line: Any) -> Iterator[Numbers]:
@@ -113,15 +118,14 @@ def _scatter(ax: Axes, points: Any) -> Iterator[Numbers]:
 
 
 def _bars(ax: Axes, lines: Any) -> Iterator[Numbers]:
-    for segment in map(np.asarray, lines.get_segments()):
-        yield {"x": segment[0, 0], "low": segment[:, 1].min(), "high": segment[:, 1].max()}
+    for path in lines.get_paths():
+        yield {"x": path.vertices[0, 0], **_ends(path.vertices[:, 1])}
 
 
 def _band(ax: Axes, band: Any) -> Iterator[Numbers]:
     for outline in (path.vertices for path in band.get_paths()):
         for x in np.unique(outline[:, 0]):
-            edge = outline[outline[:, 0] == x, 1]
-            yield {"x": x, "low": edge.min(), "high": edge.max()}
+            yield {"x": x, **_ends(outline[outline[:, 0] == x, 1])}
 
 
 def _cells(ax: Axes, mesh: Any) -> Iterator[Numbers]:

@@ -1,11 +1,10 @@
 /* Shows the equation, theorem, figure, claim or work that a link leads to, before it is followed. */
 "use strict";
-
 (() => {
   const article = document.querySelector(".bd-article");
   if (!article || !window.matchMedia("(hover: hover)").matches) return; // a touch follows the link
   const SHOWN = "div.math, div.proof, figure, div.claim, div.citation, dl.glossary > dd";
-  const SAVES = window.matchMedia("(prefers-reduced-data: reduce)");
+  const LINK = '.bd-article a.reference.internal[href*="#"]';
   const box = document.body.appendChild(document.createElement("div"));
   Object.assign(box, { className: "preview bd-content", hidden: true, id: "preview", role: "tooltip" });
   const pages = new Map([[location.pathname, document]]);
@@ -14,11 +13,12 @@
 
   /* The page of an address: fetched once, from this site only; null if it can't be. */
   function load({ origin, pathname }) {
-    const leave = origin !== location.origin || SAVES.matches || navigator.connection?.saveData;
+    const saves = window.matchMedia("(prefers-reduced-data: reduce)").matches;
+    const leave = origin !== location.origin || saves || navigator.connection?.saveData;
     if (!pages.has(pathname) && !leave) {
       const parse = (html) => new DOMParser().parseFromString(html, "text/html");
-      const page = fetch(pathname).then((answer) => (answer.ok ? answer.text().then(parse) : null));
-      pages.set(pathname, page.catch(() => null));
+      const text = fetch(pathname).then((answer) => (answer.ok ? answer.text() : ""));
+      pages.set(pathname, text.then(parse).catch(() => null));
     }
     return pages.get(pathname);
   }
@@ -40,9 +40,8 @@
     const line = [...link.getClientRects()].at(-1);
     const right = document.documentElement.clientWidth - box.offsetWidth - 8;
     const fits = line.bottom + box.offsetHeight + 8 < window.innerHeight;
-    const top = fits ? line.bottom + 4 : Math.max(8, line.top - box.offsetHeight - 4);
-    box.style.left = `${window.scrollX + Math.max(8, Math.min(line.left, right))}px`;
-    box.style.top = `${window.scrollY + top}px`;
+    const top = window.scrollY + (fits ? line.bottom + 4 : line.top - box.offsetHeight - 4);
+    Object.assign(box.style, { left: `${Math.max(8, Math.min(line.left, right))}px`, top: `${top}px` });
   }
 
   async function show(link) {
@@ -51,7 +50,8 @@
     const url = new URL(link.href);
     const named = (await load(url))?.getElementById(decodeURIComponent(url.hash.slice(1)));
     const target = (named?.matches("dt") ? named.nextElementSibling : named)?.closest(SHOWN);
-    if (!target || shown !== link) return;
+    const readable = window.MathJax || !target?.matches(".math, :has(.math)");
+    if (!target || !readable || shown !== link) return;
     box.replaceChildren(copy(target, url));
     box.hidden = false;
     link.setAttribute("aria-describedby", "preview");
@@ -67,13 +67,14 @@
   }
 
   function change({ type, target }) {
-    const link = target.closest('.bd-article a.reference.internal[href*="#"]');
+    const link = target.closest(LINK);
     const meant = link && (type === "mouseover" || link.matches(":focus-visible"));
-    if (type === "mouseover" && !link && shown?.matches(":focus-visible")) return;
+    const focused = document.activeElement.matches(`${LINK}:focus-visible`);
+    if (type === "mouseover" && !link && focused) return; // the page may have moved
     clearTimeout(waiting);
     if (box.contains(target) || (meant && link === shown)) return;
     waiting = setTimeout(meant ? show : hide, 250, link);
   }
-  ["mouseover", "focusin"].forEach((name) => document.addEventListener(name, change));
+  for (const name of ["mouseover", "focusin"]) document.addEventListener(name, change);
   document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
 })();

@@ -1,16 +1,18 @@
 """The directive ``{list-of} results``, ``figures`` or ``tables``: all of the book, by chapter."""
 
-from collections import defaultdict
 from pathlib import Path
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx_proof.proof_type import PROOF_TYPES
 
 from .captions import KINDS, TableFigure
 from .sources import pages
 
+Entry = tuple[str, str, str, list[nodes.Node]]  # kind, counter, label, and what it says
 WHAT = {"results": tuple(PROOF_TYPES), "figures": ("figure",), "tables": ("table",)}
 
 
@@ -28,11 +30,12 @@ class ListOf(SphinxDirective):
         self.env.metadata[self.env.docname]["shows_claims"] = True
         if self.arguments[0] not in WHAT:
             raise self.error(f"list-of knows {', '.join(WHAT)}, not {self.arguments[0]}")
-        return [Listing(kinds=WHAT[self.arguments[0]])]
+        # Sphinx loads what typesets formulas where a page has one when it is read.
+        return [Listing("", nodes.math("", ""), kinds=WHAT[self.arguments[0]])]
 
 
-def entries(env) -> dict[str, list[tuple[str, str, str, list[nodes.Node]]]]:
-    """What every page has to list: kind, counter, label, and what it says."""
+def entries(env) -> dict[str, list[Entry]]:
+    """What every page has to list."""
     if not hasattr(env, "bnmlp_listed"):
         env.bnmlp_listed = {}
     return env.bnmlp_listed
@@ -62,36 +65,47 @@ def first_sentence(caption: nodes.caption) -> list[nodes.Node]:
     return found
 
 
-def write(app: Sphinx, doctree, docname: str) -> None:
-    """Put the lists where room was left for them."""
-    for listing in list(doctree.findall(Listing)):
-        root = Path(app.srcdir)
-        names = [page.relative_to(root).with_suffix("").as_posix() for page in pages(root)]
-        kinds, written = listing["kinds"], []
-        for page in names:
-            here = [entry for entry in entries(app.env).get(page, []) if entry[0] in kinds]
-            if here:
-                written += [heading(app, docname, page), of_page(app, docname, page, here)]
-        listing.replace_self(written)
+class WriteLists(SphinxPostTransform):
+    """Put the lists where room was left for them, before references are resolved."""
 
+    default_priority = 1
 
-def heading(app: Sphinx, docname: str, page: str) -> nodes.paragraph:
-    """The title of a page, which leads to it."""
-    address = app.builder.get_relative_uri(docname, page)
-    title = [child.deepcopy() for child in app.env.titles[page].children]
-    link = nodes.reference("", "", *title, internal=True, refuri=address)
-    return nodes.paragraph("", "", nodes.strong("", "", link))
+    def run(self, **options) -> None:
+        """Write what there is of every page, in the book's order."""
+        for listing in list(self.document.findall(Listing)):
+            root, written = Path(self.env.srcdir), []
+            for page in pages(root):
+                name = page.relative_to(root).with_suffix("").as_posix()
+                found = entries(self.env).get(name, [])
+                if here := [entry for entry in found if entry[0] in listing["kinds"]]:
+                    written += [self.heading(name), self.of_page(name, here)]
+            listing.replace_self(written)
 
+    def link(self, page: str, anchor: str, *said: nodes.Node) -> nodes.reference:
+        """A link to a page, or to a place on it."""
+        address = self.app.builder.get_relative_uri(self.env.docname, page) + anchor
+        return nodes.reference("", "", *said, internal=True, refuri=address)
 
-def of_page(app: Sphinx, docname: str, page: str, listed: list) -> nodes.bullet_list:
-    """What one page has, each with its number and what it says."""
-    found = nodes.bullet_list()
-    numbers = defaultdict(dict, app.env.toc_fignumbers.get(page, {}))
-    for kind, counter, label, said in listed:
-        number = ".".join(map(str, numbers[counter].get(label, ())))
-        name = f"{KINDS.get(kind, kind.title())} {number}".strip()
-        address = f"{app.builder.get_relative_uri(docname, page)}#{label}"
-        line = nodes.paragraph("", "", nodes.reference("", name, internal=True, refuri=address))
-        line += [nodes.Text(": ") if said else nodes.Text(""), *(n.deepcopy() for n in said)]
-        found += nodes.list_item("", line)
-    return found
+    def heading(self, page: str) -> nodes.paragraph:
+        """The title of a page, which leads to it."""
+        title = self.copies(self.env.titles[page].children)
+        return nodes.paragraph("", "", nodes.strong("", "", self.link(page, "", *title)))
+
+    def of_page(self, page: str, listed: list[Entry]) -> nodes.bullet_list:
+        """What one page has, each with its number and what it says."""
+        found = nodes.bullet_list()
+        numbers = self.env.toc_fignumbers.get(page, {})
+        for kind, counter, label, said in listed:
+            number = ".".join(map(str, numbers.get(counter, {}).get(label, ())))
+            name = nodes.Text(f"{KINDS.get(kind, kind.title())} {number}".strip())
+            line = nodes.paragraph("", "", self.link(page, f"#{label}", name))
+            line += [nodes.Text(": "), *self.copies(said)] if said else []
+            found += nodes.list_item("", line)
+        return found
+
+    def copies(self, said: list[nodes.Node]) -> list[nodes.Node]:
+        """Copies whose references are seen from this page."""
+        found = [node.deepcopy() for node in said]
+        for reference in [r for node in found for r in node.findall(addnodes.pending_xref)]:
+            reference["refdoc"] = self.env.docname
+        return found

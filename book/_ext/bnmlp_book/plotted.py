@@ -57,11 +57,14 @@ class OfferData(SphinxPostTransform):
                 figure.parent.insert(figure.parent.index(figure) + 1, self.link(figure, name))
 
     def link(self, figure: nodes.figure, name: str) -> nodes.raw:
-        """It names its figure, so that it is understood alone."""
+        """It names its figure to those who do not see it stand there."""
         here = self.app.builder.get_target_uri(self.env.docname)
         of = escape(numbered_name(self, figure) or "the figure")
-        link = f'<a download href="{relative_uri(here, f"{FOLDER}/{name}")}">Data of {of} (CSV)</a>'
-        return nodes.raw("", f'<p class="figure-data">{link}</p>', format="html")
+        html = (
+            f'<p class="figure-data"><a download href="{relative_uri(here, f"{FOLDER}/{name}")}">'
+            f'Data (CSV)<span class="visually-hidden"> of {of}</span></a></p>'
+        )
+        return nodes.raw("", html, format="html")
 
 
 def show_picture(app: Sphinx, pagename, templatename, context, doctree) -> None:
