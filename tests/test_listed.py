@@ -53,3 +53,12 @@ def test_a_caption_is_listed_by_its_first_sentence():
     assert said == ["A batch of ", "n = 0.5", " digits."]
     short = nodes.caption("", "", nodes.Text("No end"))
     assert [node.astext() for node in listed.first_sentence(short)] == ["No end"]
+
+
+def test_a_theorem_is_listed_without_the_parentheses_of_its_title():
+    parts = nodes.Text(" (Rank "), nodes.math("", "d"), nodes.Text(" (this book))")
+    said = [node.astext() for node in listed.title(nodes.title("", "", *parts))]
+    assert said == ["Rank ", "d", " (this book)"]
+    whole = nodes.title("", "", nodes.Text(" (Whole)"))
+    assert [node.astext() for node in listed.title(whole)] == ["Whole"]
+    assert listed.title(nodes.title()) == []

@@ -46,12 +46,21 @@ def note(app: Sphinx, doctree) -> None:
     found = entries(app.env)[app.env.docname] = []
     for node in doctree.findall(nodes.Element):
         if "realtype" in node:
-            title = [child.deepcopy() for child in node[0].children]
-            found.append((node["realtype"], node["countertype"], node["label"], title))
+            said = (node["realtype"], node["countertype"], node["label"], title(node[0]))
+            found.append(said)
         elif isinstance(node, nodes.figure) and node["ids"]:
             kind = "table" if isinstance(node, TableFigure) else "figure"
             for caption in [child for child in node if isinstance(child, nodes.caption)]:
                 found.append((kind, kind, node["ids"][0], first_sentence(caption)))
+
+
+def title(named: nodes.title) -> list[nodes.Node]:
+    """The title of a theorem without the parentheses around it."""
+    found = [child.deepcopy() for child in named.children]
+    if found:
+        found[0] = nodes.Text(found[0].astext().lstrip().removeprefix("("))
+        found[-1] = nodes.Text(found[-1].astext().removesuffix(")"))
+    return found
 
 
 def first_sentence(caption: nodes.caption) -> list[nodes.Node]:
