@@ -342,12 +342,10 @@ def _stored() -> tuple[list[dict], dict[str, float]]:
     """Rows of the table, and seconds by page, as they are stored."""
     import pandas as pd
 
-    found = [pd.read_csv(path, comment="#") if path.exists() else None for path in (TABLE, SECONDS)]
-    rows, seconds = found
-    return (
-        [] if rows is None else rows.to_dict("records"),
-        {} if seconds is None else dict(zip(seconds["page"], seconds["seconds"], strict=True)),
-    )
+    rows = pd.read_csv(TABLE, comment="#").to_dict("records") if TABLE.exists() else []
+    if not SECONDS.exists():
+        return rows, {}
+    return rows, dict(pd.read_csv(SECONDS, comment="#").itertuples(index=False))
 
 
 def _replace(path: Path, text: str) -> None:
